@@ -1,0 +1,1 @@
+"""The work of a federated run, one package a stage. Nothing in here knows Prefect or DVC."""
