@@ -1,0 +1,1 @@
+"""Stage 1: a dataset, split over clients."""

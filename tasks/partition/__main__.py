@@ -1,0 +1,4 @@
+from tasks.partition.stage import partition
+from tasks.stage import main
+
+main(partition)

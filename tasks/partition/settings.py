@@ -1,0 +1,25 @@
+"""The section ``partition`` of `params.yaml`."""
+
+from pydantic import Field
+
+from tasks.config import Config
+from tasks.partition.datasets import Dataset, Digits
+from tasks.partition.skews import NoSkew, Skew
+from tasks.partition.splits import Dirichlet, Split
+
+
+class PartitionSettings(Config):
+    """Which data, and who has which."""
+
+    dataset: Dataset = Field(Digits(), description="the samples")
+    clients: int = Field(100, ge=1, le=100_000_000, description="clients of the federation")
+    split: Split = Field(Dirichlet(), description="which client owns which sample")
+    skew: Skew = Field(NoSkew(), description="how the clients' samples differ for the same label")
+    refine: tuple[()] = Field((), description="methods that change the data before training; there are none yet")
+    validation_fraction: float = Field(0.1, ge=0, le=0.9, description="part of each client's samples that validates")
+    test_fraction: float = Field(
+        0.2, ge=0.01, le=0.9, description="part of every class set aside where no test set exists"
+    )
+    min_size: int = Field(2, ge=1, description="samples that every client has at least, moved from the largest")
+    limit: int | None = Field(None, ge=2, description="use this many training samples only, drawn at random")
+    test_limit: int | None = Field(None, ge=1, description="use this many test samples only, drawn at random")

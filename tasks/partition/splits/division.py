@@ -1,0 +1,29 @@
+"""What every split is."""
+
+import numpy as np
+
+from tasks.config import Config
+
+FIELD = "params.yaml: partition.split"
+"""Where a refused split was named."""
+
+
+class Division(Config):
+    """The base of all splits."""
+
+    def assign(
+        self, y: np.ndarray, columns: dict[str, np.ndarray], clients: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """The owner of every sample: int64 [n], in 0..clients - 1.
+
+        Parameters: ``y`` int64 [n] the labels; ``columns`` other values [n] by name; ``rng`` the only randomness.
+        A client may be left with nothing: the stage then moves samples to it.
+        Raises ``Refused`` where the samples cannot be split so.
+        """
+        raise NotImplementedError
+
+
+def by_label(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The positions of all samples sorted by label, those of one label in random order: int64 [n]."""
+    order = rng.permutation(len(y))
+    return order[np.argsort(y[order], kind="stable")]
