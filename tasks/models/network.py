@@ -1,0 +1,64 @@
+"""A torch module seen as pure functions of its parameters: what a client's step differentiates."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tasks.config import Refused
+from tasks.tree import Tree
+
+
+class Network:
+    """``module`` without state of its own: parameters come in as a :class:`~tasks.tree.Tree` at every call.
+
+    Raises
+    ------
+    Refused
+        If the module cannot be federated as it is: running batch statistics, which are neither parameters nor safe to
+        average over unlike clients, or dropout, whose masks come from a global generator.
+    """
+
+    def __init__(self, module: nn.Module):
+        _refuse(
+            module,
+            nn.modules.batchnorm._BatchNorm,
+            "keeps running statistics of its batches, which clients with unlike data cannot share",
+            "Use GroupNorm, or `model: {name: custom, batch_norm: group_norm}`",
+        )
+        _refuse([m for m in module.modules() if getattr(m, "p", 0) != 0], nn.modules.dropout._DropoutNd,
+                "draws its masks from a global generator, so a run could not be repeated", "Set p = 0")  # fmt: skip
+        self.module = module.train()
+
+    @property
+    def parameters(self) -> Tree:
+        """A copy of the parameters that the module was built with."""
+        return {name: value.detach().clone() for name, value in self.module.named_parameters()}
+
+    def apply(self, params: Tree, x: Tensor) -> Tensor:
+        """The outputs ``[batch, classes]`` for ``x`` ``[batch, *shape]``."""
+        return functional_call(self.module, params, (x,))
+
+    def losses(self, params: Tree, x: Tensor, y: Tensor) -> Tensor:
+        """The cross-entropy of each sample, in nats, ``[batch]``."""
+        return nn.functional.cross_entropy(self.apply(params, x), y, reduction="none")
+
+
+def _refuse(modules: nn.Module | Iterable[nn.Module], kind: type, why: str, mend: str) -> None:
+    found = modules.named_modules() if isinstance(modules, nn.Module) else ((type(m).__name__, m) for m in modules)
+    for name, layer in found:
+        if isinstance(layer, kind):
+            raise Refused("params.yaml: model", name, f"its layer {type(layer).__name__} {why}", mend)
+
+
+@torch.no_grad()
+def score(network: Network, params: Tree, x: Tensor, y: Tensor, batch: int = 2048) -> tuple[Tensor, Tensor]:
+    """Loss and hit of every sample, two tensors ``[samples]``, computed ``batch`` samples at a time."""
+    losses, right = [], []
+    for start in range(0, len(x), batch):
+        outputs = network.apply(params, x[start : start + batch])
+        truth = y[start : start + batch]
+        losses.append(nn.functional.cross_entropy(outputs, truth, reduction="none"))
+        right.append((outputs.argmax(1) == truth).float())
+    return torch.cat(losses), torch.cat(right)
