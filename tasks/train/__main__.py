@@ -1,0 +1,4 @@
+from tasks.stage import main
+from tasks.train.stage import train
+
+main(train)

@@ -1,0 +1,11 @@
+"""Federated algorithms. To add one: a file here, and its name in the union."""
+
+from tasks.config import one_of
+from tasks.train.algorithms.fedavg import FedAvg
+from tasks.train.algorithms.fedprox import FedProx
+from tasks.train.algorithms.fedspeed import FedSpeed
+from tasks.train.algorithms.scaffold import Scaffold
+
+Algorithm = one_of(FedAvg, FedProx, Scaffold, FedSpeed)
+
+__all__ = ["Algorithm", "FedAvg", "FedProx", "FedSpeed", "Scaffold"]

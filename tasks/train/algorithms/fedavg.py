@@ -1,0 +1,122 @@
+"""Federated averaging: the base of every method that trains locally and combines on a server."""
+
+from collections.abc import Generator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import grad_and_value
+
+from tasks import tree
+from tasks.config import Config
+from tasks.models import Network
+from tasks.train.algorithms.learning_rates import Constant, LearningRate
+from tasks.train.algorithms.server_optimizers import SGD, ServerOptimizer
+from tasks.train.work import Batches, ClientState, Exchange, Setting, Uploads, weighted_mean
+from tasks.tree import Tree
+
+
+class FedAvg(Config):
+    """Each client runs SGD from the broadcast model; the server moves along the mean of their changes.
+
+    client k:  w_k = x - lr * sum of the gradients along its local steps
+    server:    x  <- x + server_lr * sum_k p_k (w_k - x)
+
+    With one local step on all samples and p_k the share of the samples, a round is one step of gradient descent on the
+    whole cohort's data (FedSGD).
+
+    Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
+    algorithm 1.
+    """
+
+    name: Literal["fedavg"] = "fedavg"
+    lr: float = Field(0.1, gt=0, description="local learning rate (eta)")
+    lr_schedule: LearningRate = Field(Constant(), description="how the local rate changes over the rounds")
+    epochs: int = Field(1, ge=1, description="passes of a client over its data (E)")
+    batch_size: int = Field(16, ge=0, description="samples a local step (B); 0 for all of the client's at once")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of the local SGD; starts at 0 in each round")
+    weight_decay: float = Field(0.0, ge=0, description="L2 pull of the local SGD towards 0")
+    weighting: Literal["samples", "uniform"] = Field("samples", description="weight of a client in the mean (p_k)")
+    server: ServerOptimizer = Field(SGD(), description="the server's optimiser")
+
+    # Client: three small hooks, and the fold over batches made of them.
+
+    def loss(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> Tensor:
+        """What a client minimises, a scalar; differentiated with respect to ``state.params``."""
+        return weighted_mean(network.losses(state.params, batch["x"], batch["y"]), batch["weight"])
+
+    def gradient(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> tuple[Tree, Tree]:
+        """The direction of a local step's descent, and the metrics of the step."""
+
+        def objective(params: Tree) -> Tensor:
+            return self.loss(network, state._replace(params=params), batch, key)
+
+        gradient, loss = grad_and_value(objective)(state.params)
+        return gradient, {"loss": loss}
+
+    def optimizer(self, gradient: Tree, state: ClientState) -> tuple[Tree, Tree]:
+        """The local optimiser: the step to subtract at rate ``lr``, and its moments."""
+        if self.weight_decay:
+            gradient = tree.add(gradient, state.params, self.weight_decay)
+        if not self.momentum:
+            return gradient, {}
+        moments = tree.add(gradient, state.optimizer, self.momentum)
+        return moments, moments
+
+    @property
+    def batches(self) -> Batches:
+        return Batches(self.epochs, self.batch_size)
+
+    def client_memory(self, shared: Tree) -> Tree:
+        return {}
+
+    def client_init(self, shared: Tree, own: Tree, memory: Tree) -> ClientState:
+        model = tree.part(shared, "model")
+        moments = tree.zeros_like(model) if self.momentum else {}
+        steps = torch.zeros_like(shared["lr"])
+        return ClientState(model, model, moments, shared, own, memory, steps)
+
+    def client_step(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> tuple[ClientState, Tree]:
+        gradient, metrics = self.gradient(network, state, batch, key)
+        step, moments = self.optimizer(gradient, state)
+        params = tree.add(state.params, step, -state.shared["lr"])
+        return state._replace(params=params, optimizer=moments, steps=state.steps + 1), metrics
+
+    def client_final(self, shared: Tree, state: ClientState) -> tuple[Tree, Tree]:
+        return tree.join(delta=tree.subtract(state.params, state.start)), state.memory
+
+    def client_sent(self, shared: Tree, memory: Tree, arrived: Tree) -> Tree:
+        return memory
+
+    def weights(self, samples: Tensor) -> Tensor:
+        """Each client's weight in the mean, from its number of samples ``[clients]``."""
+        return samples.float() if self.weighting == "samples" else torch.ones(len(samples))
+
+    # Server.
+
+    def server_init(self, params: Tree, setting: Setting) -> Tree:
+        """The server's whole state as one tree, with the model under ``model/``."""
+        run = {
+            "round": torch.tensor(0),
+            "rounds": torch.tensor(setting.rounds),
+            "clients": torch.tensor(setting.clients),
+        }
+        return tree.join(model=params, optimizer=self.server.init(params), run=run)
+
+    def broadcast(self, server: Tree, clients: Tensor) -> tuple[Tree, Tree]:
+        """``(shared, own)``: what every one of ``clients`` downloads, and, stacked, what each gets for itself."""
+        factor = self.lr_schedule.factor(int(server["run/round"]), int(server["run/rounds"]))
+        return tree.join(model=tree.part(server, "model")) | {"lr": torch.tensor(self.lr * factor)}, {}
+
+    def round(self, server: Tree, clients: Tensor) -> Generator[Exchange, Uploads, Tree]:
+        """A round: yields requests to the clients, receives their uploads, returns the server's next state."""
+        shared, own = self.broadcast(server, clients)
+        uploads = yield Exchange(self, shared, own)
+        return self.server_update(server, uploads)
+
+    def server_update(self, server: Tree, uploads: Uploads) -> Tree:
+        delta = tree.part(uploads.mean(), "delta")
+        params, moments = self.server.apply(tree.part(server, "model"), delta, tree.part(server, "optimizer"))
+        run = tree.part(server, "run")
+        return tree.join(model=params, optimizer=moments, run=run | {"round": run["round"] + 1})

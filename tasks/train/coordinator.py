@@ -1,0 +1,262 @@
+"""The server's side of a run: it selects, broadcasts, collects, accounts and updates, one round after another."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from tasks import keys, tree
+from tasks.partition.federation import Federation
+from tasks.train.engine.plan import Plan, stacks
+from tasks.train.engine.program import Answer, Job, Result, blank
+from tasks.train.engine.workers import Workers
+from tasks.train.memory import ClientMemory
+from tasks.train.privacy import Participation, Sums
+from tasks.train.settings import TrainSettings
+from tasks.train.transcript import Context, Recorder
+from tasks.train.uplink import Chain
+from tasks.train.work import Exchange, Setting, Uploads, Work
+from tasks.tree import Tree
+
+
+class Ledger(NamedTuple):
+    """What one round cost and brought. ``loss`` is the mean over the accepted clients, None if there are none; ``lr``
+    the local learning rate."""
+
+    loss: float | None = None
+    lr: float | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    cohort: int = 0
+    rejected: int = 0
+
+
+PARTS = ("download", "compute", "encode", "aggregate", "evaluate", "wait")
+"""Where the wall-clock time of a round goes."""
+
+
+class Coordinator:
+    """A run between two rounds. All that the next round depends on is in :meth:`state`.
+
+    Parameters
+    ----------
+    train, plan, seed : what to do, how to lay it out, and the seed of every choice.
+    data : the clients.
+    params : the model to start from.
+    workers : who does the client work.
+    recorder : takes down the messages of the ``recorded`` rounds, counted from 1.
+    memory_folder : where clients' memories are kept.
+    keep_uploads : whether the decoded uploads of a round will be wanted; they are then in :attr:`uploads`.
+    """
+
+    def __init__(
+        self,
+        train: TrainSettings,
+        plan: Plan,
+        seed: int,
+        data: Federation,
+        params: Tree,
+        workers: Workers,
+        recorder: Recorder,
+        memory_folder: Path,
+        recorded: frozenset[int] = frozenset(),
+        keep_uploads: Callable[[int], bool] = lambda _: False,
+    ):
+        self.train, self.plan, self.seed, self.data, self.workers = train, plan, seed, data, workers
+        self.recorder, self.recorded, self.keep_uploads = recorder, recorded, keep_uploads
+        self.memory_folder = memory_folder
+        self.server = train.algorithm.server_init(params, Setting(data.clients, train.cohort, train.rounds))
+        self.guard = train.privacy.init()
+        self.rounds, self.releases, self.clock = 0, 0, 0.0
+        self.participations, self.busiest = np.zeros(data.clients, np.int32), 0
+        self.memories: dict[str, ClientMemory] = {}
+        self.ledger, self.uploads, self.seconds = Ledger(), {}, {}
+
+    @property
+    def model(self) -> Tree:
+        """The global model."""
+        return tree.part(self.server, "model")
+
+    def participation(self) -> Participation:
+        """How clients were called so far, for the accountant."""
+        train = self.train
+        return Participation(self.releases, train.cohort, self.data.clients, train.sampling.poisson, self.busiest)
+
+    def epsilon(self) -> float | None:
+        """The privacy loss so far, None where nothing is promised."""
+        return self.train.privacy.epsilon(self.participation())
+
+    def select(self) -> np.ndarray:
+        rng = keys.generator(self.seed, "cohort", self.rounds + 1)
+        return self.train.sampling.draw(self.data.sizes, self.train.cohort, rng)
+
+    def advance(self, seconds: np.ndarray) -> None:
+        self.clock += float(seconds.max(initial=0.0))
+
+    def round(self, clients: np.ndarray) -> np.ndarray:
+        self.rounds += 1
+        self.ledger, self.seconds = Ledger(cohort=len(clients)), dict.fromkeys(PARTS, 0.0)
+        elapsed, exchange = np.zeros(len(clients)), 0
+        method = self.train.algorithm.round(self.server, torch.from_numpy(clients))
+        request = next(method)
+        while True:
+            uploads, seconds = self._exchange(request, clients, exchange)
+            elapsed, exchange = elapsed + seconds, exchange + 1
+            if not float(uploads.weight):
+                return elapsed  # nobody answered, or nobody could be believed: the server stays where it is
+            try:
+                with self._timed("aggregate"):
+                    request = method.send(uploads)
+            except StopIteration as finished:
+                self.server = finished.value
+                return elapsed
+
+    def _exchange(self, request: Exchange, clients: np.ndarray, exchange: int) -> tuple[Uploads, np.ndarray]:
+        """One request to ``clients``: their answers, and the virtual seconds that each took."""
+        work, shared = request.work, request.shared | tree.join(privacy=self.guard)
+        self.participations[clients] += 1
+        self.busiest = max(self.busiest, int(self.participations[clients].max(initial=0)))
+        empty = blank(work, shared, self.train.privacy)
+        memory = self._memory(f"{work.name}/memory", lambda: work.client_memory(shared))
+        residual = self._memory(f"{work.name}/residual", lambda: Chain(self.train.uplink, empty.upload).memory())
+        trains = work is self.train.algorithm
+        watched = self._watch(clients) if trains and self.rounds in self.recorded else frozenset()
+        keep = trains and self.keep_uploads(self.rounds)
+        jobs = [
+            Job(
+                work, self.rounds, exchange, clients[group], tree.take(request.own, torch.from_numpy(group)),
+                memory.gather(clients[group]), residual.gather(clients[group]), empty.upload,
+                tuple(i for i, client in enumerate(clients[group]) if client in watched), keep,
+            )
+            for group in self._stacks(work, clients)
+        ]  # fmt: skip
+        if watched:
+            self.recorder.template(empty.upload)
+            self.recorder.broadcast(self.rounds, shared)
+        total, notes, answers, each, sent = empty.upload, empty.note, [empty.answer], [], 0
+        results = zip(jobs, self._timed_wait(self.workers.run(shared, jobs)), strict=True)
+        for job, result in results:
+            with self._timed("aggregate"):
+                total = tree.add(total, tree.part(result.sums, "total"))
+                notes = tree.add(notes, tree.part(result.sums, "notes"))
+                answers.append(Answer(**result.answer))
+                each.append(result.each)
+                sent = result.bytes
+                memory.scatter(job.clients, result.memory)
+                residual.scatter(job.clients, result.residual)
+                self._record(job, shared, result.payloads, result.bytes)
+        answer = Answer(*(torch.cat(field) for field in zip(*answers, strict=True)))
+        if keep:
+            self._keep(jobs, shared, answer, each)
+        down = np.full(len(clients), tree.nbytes(shared) + tree.nbytes(request.own) // max(len(clients), 1))
+        up = np.full(len(clients), sent)
+        self._book(answer, float(shared["lr"]) if "lr" in shared else None, int(down.sum()), int(up.sum()))
+        sums = Sums(total, notes, answer.weight.sum(), int(answer.accepted.sum()))
+        noise = torch.tensor(keys.derive(self.seed, "noise", self.rounds, exchange))
+        released, self.guard = self.train.privacy.release(self.guard, sums, self.train.cohort, noise)
+        self.releases += 1
+        speeds = self.train.devices.speeds(clients, self.seed)
+        seconds = speeds.seconds(work.batches.epochs * self.data.sizes[clients], down, up)
+        return Uploads(torch.from_numpy(clients), released.total, released.weight, released.count), seconds
+
+    def _stacks(self, work: Work, clients: np.ndarray) -> Iterator[np.ndarray]:
+        steps = np.array([work.batches.steps(int(samples)) for samples in self.data.sizes[clients]])
+        return stacks(clients, steps, self.plan.stack)
+
+    def _memory(self, name: str, fresh: Callable[[], Tree]) -> ClientMemory:
+        if name not in self.memories:
+            self.memories[name] = ClientMemory(fresh(), self.data.clients, self._file(name))
+        return self.memories[name]
+
+    def _file(self, name: str) -> Path:
+        return self.memory_folder / f"{name.replace('/', '-')}.rows"
+
+    def _watch(self, clients: np.ndarray) -> frozenset[int]:
+        """The clients of a recorded round whose messages are taken down."""
+        return frozenset(self.train.transcript.choose(clients, self.data.sizes[clients]).tolist())
+
+    def _record(self, job: Job, shared: Tree, payloads: Tree, sent: int) -> None:
+        batches, lr = job.work.batches, float(shared["lr"])
+        if not job.record:
+            return
+        positions, _ = job.order(self.seed, self.data.sizes[job.clients])
+        for row, i in enumerate(job.record):
+            client, samples = int(job.clients[i]), int(self.data.sizes[job.clients[i]])
+            context = Context(
+                self.rounds, client, samples, batches.steps(samples), batches.epochs, batches.size, lr, sent
+            )
+            private = self.data.train(client)
+            batch = {"x": torch.from_numpy(self.data.x[private]), "y": torch.from_numpy(self.data.y[private])}
+            batch["order"] = torch.from_numpy(positions[i][: context.steps])
+            self.recorder.message(context, tree.take(payloads, row), tree.take(job.own, i), batch)
+
+    def _keep(self, jobs: list[Job], shared: Tree, answer: Answer, each: list[Tree]) -> None:
+        clients = np.concatenate([job.clients for job in jobs]) if jobs else np.zeros(0, np.int64)
+        deltas = tree.part(tree.concatenate(each), "delta") if each else {}
+        self.uploads = tree.join(start=tree.part(shared, "model"), delta=deltas)
+        self.uploads |= {"weights": answer.weight, "clients": torch.from_numpy(clients)}
+
+    def _book(self, answer: Answer, lr: float | None, down: int, up: int) -> None:
+        losses, before = answer.loss[answer.accepted > 0], self.ledger
+        self.ledger = before._replace(
+            loss=float(losses.mean()) if len(losses) else before.loss,
+            lr=before.lr if lr is None else lr,
+            bytes_up=before.bytes_up + up,
+            bytes_down=before.bytes_down + down,
+            rejected=before.rejected + int((answer.accepted == 0).sum()),
+        )
+
+    def _timed_wait(self, results: Iterator[Result]) -> Iterator[Result]:
+        """Passes ``results`` on, and books where the workers' time went and how long the server waited in vain."""
+        start = time.perf_counter()
+        for result in results:
+            passed, busy = time.perf_counter() - start, sum(result.seconds) / max(self.plan.workers, 1)
+            for name, seconds in result.seconds._asdict().items():
+                self.seconds[name] += seconds / max(self.plan.workers, 1)
+            self.seconds["wait"] += passed - busy
+            yield result
+            start = time.perf_counter()
+
+    @contextlib.contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - start
+
+    def state(self) -> Tree:
+        """All that the rest of the run depends on, as one tree; the clients' rows stay in their files."""
+        counters = {
+            "rounds": torch.tensor(self.rounds),
+            "releases": torch.tensor(self.releases),
+            "clock": torch.tensor(self.clock, dtype=torch.float64),
+            "participations": torch.from_numpy(self.participations),
+        }
+        memories = tree.join(**{name: memory.state() for name, memory in self.memories.items()})
+        return tree.join(server=self.server, guard=self.guard, counters=counters, memories=memories)
+
+    def flush(self) -> None:
+        """Writes the clients' memories through to their files, before a checkpoint of :meth:`state` is written."""
+        for memory in self.memories.values():
+            memory.flush()
+
+    def commit(self) -> None:
+        """Says that a checkpoint of the present :meth:`state` is safe."""
+        for memory in self.memories.values():
+            memory.commit()
+
+    def restore(self, state: Tree) -> None:
+        """The inverse of :meth:`state`."""
+        self.server, self.guard = tree.part(state, "server"), tree.part(state, "guard")
+        counters, memories = tree.part(state, "counters"), tree.part(state, "memories")
+        self.rounds, self.releases = int(counters["rounds"]), int(counters["releases"])
+        self.clock, self.participations = float(counters["clock"]), counters["participations"].numpy()
+        names = {"/".join(name.split("/")[:2]) for name in memories}
+        self.busiest = int(self.participations.max(initial=0))
+        self.memories = {
+            name: ClientMemory.restored(tree.part(memories, name), self.data.clients, self._file(name))
+            for name in sorted(names)
+        }

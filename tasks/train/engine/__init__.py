@@ -1,0 +1,1 @@
+"""Turns client jobs into results: stacked, spread over workers, repeatable to the last bit. Knows no method."""

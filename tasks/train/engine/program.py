@@ -1,0 +1,377 @@
+"""One worker's part of a round: the work of a stack of clients, from the broadcast to the sum of their uploads."""
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from tasks import keys, models, tree
+from tasks.models import Model
+from tasks.partition.federation import Federation
+from tasks.train.engine.batches import order
+from tasks.train.engine.plan import Plan
+from tasks.train.privacy import Mechanism
+from tasks.train.settings import TrainSettings
+from tasks.train.uplink import Chain
+from tasks.train.work import ClientState, Work
+from tasks.tree import Tree
+
+PURPOSES = {"privacy": 1, "uplink": 2}
+"""What a client's key is folded with for the draws after its last step; steps fold it with 0, -1, -2 and so on."""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """All that a worker needs to build its program: plain values that travel to any machine."""
+
+    partition: Path
+    model: Model
+    train: TrainSettings
+    plan: Plan
+    seed: int
+
+    def program(self, data: Federation | None = None) -> "Program":
+        """The program on ``data``, or on the partition at its path."""
+        return Program(self, data or Federation.open(self.partition))
+
+
+class Job(NamedTuple):
+    """A stack of clients in one exchange of one round.
+
+    ``own`` and the two memories are stacked trees, one slice a client; ``like`` the upload's names and shapes;
+    ``record`` the positions in the stack whose payload is wanted; ``each`` whether every decoded upload is.
+    """
+
+    work: Work
+    round: int
+    exchange: int
+    clients: np.ndarray
+    own: Tree
+    memory: Tree
+    residual: Tree
+    like: Tree
+    record: tuple[int, ...] = ()
+    each: bool = False
+
+    def padded(self, width: int) -> "Job":
+        """The job with its last client repeated until there are ``width`` of them."""
+        if width == len(self.clients):
+            return self
+        places = np.minimum(np.arange(width), len(self.clients) - 1)
+        index = torch.from_numpy(places)
+        own, memory, residual = (tree.take(part, index) for part in (self.own, self.memory, self.residual))
+        return self._replace(clients=self.clients[places], own=own, memory=memory, residual=residual)
+
+    def keys(self, seed: int) -> np.ndarray:
+        """Each client's own key for this exchange, int64 ``[clients]``."""
+        return keys.each(keys.derive(seed, "round", self.round, self.exchange), self.clients)
+
+    def order(self, seed: int, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which sample each client sees in which step, as :func:`tasks.train.engine.batches.order` gives it."""
+        return order(self.work.batches, sizes, self.keys(seed))
+
+
+class Answer(NamedTuple):
+    """What is said of each client's upload beside the upload itself, each ``[clients]``.
+
+    ``weight`` in the mean, 0 where rejected; ``accepted`` 1 or 0; ``loss`` the mean over the client's steps; ``norm``
+    of the decoded upload.
+    """
+
+    weight: Tensor
+    accepted: Tensor
+    loss: Tensor
+    norm: Tensor
+
+
+class Seconds(NamedTuple):
+    """Where a job's wall-clock time went: reading the broadcast, the local steps, and the way to the sum."""
+
+    download: float
+    compute: float
+    encode: float
+
+
+class Result(NamedTuple):
+    """What a stack gives back. Everything per client is stacked in the order of the job's clients.
+
+    ``sums`` has the parts ``total`` and ``notes``, sums over the accepted clients; ``answer`` the fields of
+    :class:`Answer`; ``payloads`` those to record, as they cross the wire; ``each`` the decoded uploads, if they were
+    asked for; ``bytes`` is the length of one client's message.
+    """
+
+    sums: Tree
+    answer: Tree
+    memory: Tree
+    residual: Tree
+    payloads: Tree
+    each: Tree
+    bytes: int
+    seconds: Seconds
+
+
+class Program:
+    """Runs jobs. Built once per worker; holds the data, the network and nothing that changes."""
+
+    def __init__(self, blueprint: Blueprint, data: Federation):
+        self.train, self.seed, self.plan, self.data = blueprint.train, blueprint.seed, blueprint.plan, data
+        self.device = torch.device(blueprint.plan.device)
+        self.network = models.build(blueprint.model, data.meta.shape, data.meta.classes, blueprint.seed)
+        self.network.module.to(self.device)
+        self.x, self.y = _borrow(data.x).to(self.device), _borrow(data.y).to(self.device)
+        self.stages: dict[tuple[Work, tuple, tuple], Stages] = {}
+
+    def run(self, shared: Tree, job: Job, received: float = 0.0) -> Result:
+        """The work of all clients of ``job`` on the broadcast ``shared``, which took ``received`` seconds to read."""
+        started, real, stages = time.perf_counter(), len(job.clients), self._stages(job)
+        job = job.padded(stages.width(real))
+        sizes = self.data.sizes[job.clients]
+        positions, steps = job.order(self.seed, sizes)
+        rows = self._rows(job.clients, positions)
+        ids = torch.from_numpy(job.keys(self.seed)).to(self.device)
+        shared = tree.to(shared, self.device)
+        own, memory, residual = (tree.to(part, self.device) for part in (job.own, job.memory, job.residual))
+        state = stages.begin(shared, own, memory, ids)
+        state, losses = stages.fold(self, state, rows, steps, ids)
+        computed = time.perf_counter()
+        weight = job.work.weights(torch.from_numpy(sizes)).to(self.device)
+        counts = (torch.arange(len(weight)) < real).float().to(self.device)
+        sums, sent = stages.finish(shared, state, residual, memory, ids, weight, counts)
+        sent = {name: _leave(part, real) for name, part in sent.items()}
+        wire = sent["payload"] | tree.join(note=sent["note"])
+        losses = _leave(losses, real) / torch.from_numpy(steps[:real]).clamp(min=1)
+        answer = Answer(sent["weight"], sent["accepted"], losses, sent["norm"])
+        return Result(
+            tree.to(sums, "cpu"),
+            answer._asdict(),
+            sent["memory"],
+            sent["residual"],
+            tree.take(wire, torch.tensor(job.record, dtype=torch.int64)) if job.record else {},
+            sent["upload"] if job.each else {},
+            tree.nbytes(wire) // real,
+            Seconds(received, computed - started, time.perf_counter() - computed),
+        )
+
+    def batch(self, rows: Tensor) -> Tree:
+        """The batch at ``rows`` ``[..., batch]``: ``x``, ``y``, and ``weight`` 0 on padding."""
+        there = rows.clamp(min=0)
+        return {"x": self.x[there], "y": self.y[there], "weight": (rows >= 0).float()}
+
+    def _rows(self, clients: np.ndarray, positions: np.ndarray) -> Tensor:
+        """Rows of the data at ``positions`` of ``clients``, -1 where none; int64 ``[clients, steps, batch]``."""
+        there = positions >= 0
+        starts = self.data.offsets[clients][:, None, None]
+        rows = np.where(there, self.data.indices[np.where(there, starts + positions, 0)], -1)
+        return torch.from_numpy(rows).to(self.device)
+
+    def _stages(self, job: Job) -> "Stages":
+        codecs = tuple(codec.at(job.round) for codec in self.train.uplink)
+        kind = (job.work, codecs, tuple((name, value.shape) for name, value in job.like.items()))
+        if kind not in self.stages:
+            layout = Looped if self.plan.stack == 1 else Compiled if self.plan.compile else Stacked
+            client = Client(self.train, job.work, Chain(codecs, tree.to(job.like, self.device)))
+            self.stages[kind] = layout(client, partial(job.work.client_step, self.network), self.plan.stack)
+        return self.stages[kind]
+
+
+class Client(NamedTuple):
+    """One client's way from its last step onto the wire, and the server's first look at what arrives."""
+
+    train: TrainSettings
+    work: Work
+    chain: Chain
+
+    def send(self, shared: Tree, state: ClientState, residual: Tree, memory: Tree, key: Tensor) -> dict[str, Any]:
+        privacy, known = self.train.privacy, tree.part(shared, "privacy")
+        upload, kept = self.work.client_final(shared, state)
+        upload, note = privacy.on_device(known, upload, keys.fold(key, PURPOSES["privacy"]))
+        payload, left = self.chain.encode(upload, residual, keys.fold(key, PURPOSES["uplink"]))
+        arrived = privacy.on_arrival(known, self.chain.decode(payload))
+        norm = tree.norm(arrived)
+        kept = self.work.client_sent(shared, kept, arrived)
+        accepted = torch.isfinite(norm) & (norm <= self.train.reject_above)
+        return {
+            "upload": tree.map(lambda value: torch.where(accepted, value, torch.zeros_like(value)), arrived),
+            "note": note,
+            "payload": payload,
+            "memory": tree.map(partial(torch.where, accepted), kept, memory),
+            "residual": tree.map(partial(torch.where, accepted), left, residual),
+            "norm": norm,
+            "accepted": accepted.float(),
+        }
+
+
+class Stages:
+    """The three parts of a stack's work. How a stack is laid out is all that its kinds differ in."""
+
+    def __init__(self, client: Client, step: Callable[..., tuple[ClientState, Tree]], stack: int):
+        self.client, self.stack = client, stack
+        self.begin, self.step, self.finish = self._begin, vmap(step), torch.no_grad()(self._finish)
+
+    def width(self, clients: int) -> int:
+        """Clients that a stack of ``clients`` is padded to, with ones that count for nothing."""
+        return clients
+
+    def _begin(self, shared: Tree, own: Tree, memory: Tree, ids: Tensor) -> ClientState:
+        # The keys are mapped too, so that there is one stacked input even where clients have nothing of their own.
+        return vmap(lambda own, memory, _: self.client.work.client_init(shared, own, memory))(own, memory, ids)
+
+    def _finish(
+        self,
+        shared: Tree,
+        state: ClientState,
+        residual: Tree,
+        memory: Tree,
+        ids: Tensor,
+        weight: Tensor,
+        counts: Tensor,
+    ) -> tuple[Tree, dict[str, Any]]:
+        """The sums over the clients that count and were accepted, and what there is of each client."""
+        sent = vmap(partial(self.client.send, shared))(state, residual, memory, ids)
+        accepted = sent["accepted"] * counts
+        weight = weight * accepted
+        total = tree.map(lambda value: torch.tensordot(weight, value, 1), sent["upload"])
+        notes = tree.map(lambda value: torch.tensordot(accepted, value.float(), 1), sent["note"])
+        return tree.join(total=total, notes=notes), sent | {"weight": weight}
+
+    def fold(
+        self, program: Program, state: ClientState, rows: Tensor, steps: np.ndarray, ids: Tensor
+    ) -> tuple[ClientState, Tensor]:
+        """All local steps on the samples at ``rows`` ``[clients, steps, batch]``: the last states, and the sum of each
+        client's losses ``[clients]``. Clients come with the most steps first, so those that still work are a prefix."""
+        raise NotImplementedError
+
+
+class Stacked(Stages):
+    """All clients as one stacked model; at each step only the prefix that still works runs, so nothing is wasted."""
+
+    def fold(self, program, state, rows, steps, ids):
+        losses = torch.zeros(len(ids), device=ids.device)
+        finished: list[ClientState] = []
+        for s in range(rows.shape[1]):
+            active = int((steps > s).sum())
+            if active < len(state.steps):
+                finished.append(_part(state, slice(active, None)))
+                state = _part(state, slice(active))
+            state, metrics = self.step(state, program.batch(rows[:active, s]), keys.fold(ids[:active], -s))
+            losses[:active] += metrics["loss"]
+        return _concatenate([state, *reversed(finished)]), losses
+
+
+class Compiled(Stages):
+    """The stacked model, compiled. The stack, its working prefix and the batch are padded to few sizes, which all turn
+    up in the first rounds, so that nothing compiles later."""
+
+    def __init__(self, client: Client, step: Callable[..., tuple[ClientState, Tree]], stack: int):
+        super().__init__(client, step, stack)
+        torch._dynamo.config.recompile_limit = 64
+        # The stacks of a round are cut alike, so of a cohort of fixed size they are all this long.
+        cohort = client.train.cohort
+        self.usual = -(-cohort // -(-cohort // stack))
+
+        def guarded(state: ClientState, batch: Tree, key: Tensor, active: Tensor) -> tuple[ClientState, Tensor]:
+            new, metrics = step(state, batch, key)
+            kept = (_where(active, after, before) for after, before in zip(new, state, strict=True))
+            return ClientState(*kept), torch.where(active, metrics["loss"], 0.0)
+
+        compiled = partial(torch.compile, dynamic=False)
+        self.begin, self.finish = compiled(self._begin), torch.no_grad()(compiled(self._finish))
+        self.step = compiled(vmap(guarded))
+
+    def width(self, clients):
+        return self.usual if clients <= self.usual else self.stack
+
+    def fold(self, program, state, rows, steps, ids):
+        width = self.client.work.batches.size or _bucket(rows.shape[2], 2)
+        rows = torch.nn.functional.pad(rows, (0, width - rows.shape[2]), value=-1)
+        losses, working = torch.zeros(len(ids), device=ids.device), torch.from_numpy(steps).to(ids.device)
+        finished: list[ClientState] = []
+        for s in range(rows.shape[1]):
+            size = min(_bucket(int((steps > s).sum()), 4), len(state.steps))
+            if size < len(state.steps):
+                finished.append(_part(state, slice(size, None)))
+                state = _part(state, slice(size))
+            batch, active = program.batch(rows[:size, s]), working[:size] > s
+            state, loss = self.step(state, batch, keys.fold(ids[:size], -s), active)
+            losses[:size] += loss
+        return _concatenate([state, *reversed(finished)]), losses
+
+
+class Looped(Stages):
+    """The one client of a stack of one, as it is: no stacking, no padding."""
+
+    def __init__(self, client: Client, step: Callable[..., tuple[ClientState, Tree]], stack: int):
+        super().__init__(client, step, stack)
+        self.step = step
+
+    def fold(self, program, state, rows, steps, ids):
+        state, loss = _part(state, 0), torch.zeros((), device=ids.device)
+        for s in range(int(steps[0])):
+            used = rows[0, s][rows[0, s] >= 0]
+            state, metrics = self.step(state, program.batch(used), keys.fold(ids[0], -s))
+            loss += metrics["loss"]
+        return _part(state, None), loss[None]
+
+
+class Blank(NamedTuple):
+    """The answer of no client at all: an upload and a note of zeros, and empty columns."""
+
+    upload: Tree
+    note: Tree
+    answer: Answer
+
+
+def blank(work: Work, shared: Tree, privacy: Mechanism) -> Blank:
+    """What an exchange starts to add up from, found by a client that has nothing to do."""
+    with torch.no_grad():
+        state = work.client_init(shared, {}, work.client_memory(shared))
+        upload, _ = work.client_final(shared, state._replace(steps=torch.ones_like(state.steps)))
+        _, note = privacy.on_device(tree.part(shared, "privacy"), upload, torch.tensor(0))
+    none = torch.zeros(0)
+    zeros = tree.map(lambda value: torch.zeros_like(value, dtype=torch.float32), note)
+    return Blank(tree.zeros_like(upload), zeros, Answer(none, none, none, none))
+
+
+def _borrow(array: np.ndarray) -> Tensor:
+    """A tensor on the memory of ``array``, which may be read-only, as nobody writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _bucket(count: int, base: int) -> int:
+    """The next power of ``base``."""
+    size = 1
+    while size < count:
+        size *= base
+    return size
+
+
+def _leave(part: Tree | Tensor, real: int) -> Tree | Tensor:
+    """What leaves the program: on the CPU, and without the clients that a stack was padded with."""
+    return {name: value.cpu()[:real] for name, value in part.items()} if isinstance(part, dict) else part.cpu()[:real]
+
+
+def _where(condition: Tensor, a: Tree | Tensor, b: Tree | Tensor) -> Tree | Tensor:
+    choose = partial(torch.where, condition)
+    return tree.map(choose, a, b) if isinstance(a, dict) else choose(a, b)
+
+
+def _part(state: ClientState, index: int | slice | None) -> ClientState:
+    """The slice of a stacked state; with None, a stack of one."""
+    return ClientState(*(tree.take(f, index) if isinstance(f, dict) else f[index] for f in state))
+
+
+def _concatenate(states: list[ClientState]) -> ClientState:
+    if len(states) == 1:
+        return states[0]
+    fields = zip(*states, strict=True)
+    return ClientState(*(tree.concatenate(f) if isinstance(f[0], dict) else torch.cat(f) for f in fields))

@@ -1,0 +1,247 @@
+"""Stage 2: trains the global model over the clients of the partition, and records what it cost and what was sent."""
+
+import contextlib
+import csv
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tasks import artifacts, keys, models
+from tasks.models import Network
+from tasks.params import Params
+from tasks.partition.federation import Federation
+from tasks.tracking import Tracker, checkpoints_folder, main_checkout
+from tasks.train.checkpoints import Checkpoint, Checkpoints, claimed
+from tasks.train.coordinator import Coordinator
+from tasks.train.engine.plan import Plan, resolve, workload
+from tasks.train.engine.program import Blueprint
+from tasks.train.engine.workers import Workers, hire
+from tasks.train.settings import TrainSettings
+from tasks.train.transcript import Recorder
+from tasks.tree import Tree
+
+VALIDATION_SAMPLES = 10_000
+"""The clients' validation samples that an evaluation looks at, at most."""
+
+
+def train(params: Params, folder: Path, tracker: Tracker) -> None:
+    """Train the global model over the clients: reads artifacts/partition, writes artifacts/train."""
+    partition = folder / "partition"
+    data = Federation.open(partition)
+    network = models.build(params.model, data.meta.shape, data.meta.classes, params.seed)
+    work = workload(params.train, network, data.meta.shape, data.x.dtype, data.sizes)
+    plan = resolve(params.train.engine, work)
+    blueprint = Blueprint(partition.resolve(), params.model, params.train, plan, params.seed)
+    with claimed(checkpoints_folder("train", params, folder)) as checkpoints:
+        with hire(blueprint) as workers:
+            run = Run(params, data, network, plan, workers, checkpoints, tracker)
+            run.finish()
+        publish(run, folder)
+    tracker.metrics({f"final_{name}": value for name, value in summary(run).items() if isinstance(value, int | float)})
+
+
+class Run:
+    """A training run from its newest checkpoint, or from the start, to its last round."""
+
+    def __init__(
+        self,
+        params: Params,
+        data: Federation,
+        network: Network,
+        plan: Plan,
+        workers: Workers,
+        checkpoints: Checkpoints,
+        tracker: Tracker,
+    ):
+        self.train, self.seed, self.plan, self.network = params.train, params.seed, plan, network
+        self.checkpoints, self.tracker = checkpoints, tracker
+        self.test = Scorer(network, data.test_x, data.test_y, np.arange(len(data.test_y)))
+        self.validation = Scorer(network, data.x, data.y, _validation(data, params.seed))
+        self.recorder = Recorder(checkpoints.transcript)
+        self.coordinator = Coordinator(
+            params.train, plan, params.seed, data, network.parameters, workers, self.recorder,
+            checkpoints.memories, recorded_rounds(params.train), self.may_end_at,
+        )  # fmt: skip
+        self.history: list[dict] = []
+        self.timings: list[dict] = []
+        if checkpoint := checkpoints.newest():
+            self.coordinator.restore(checkpoint.state)
+            self.coordinator.uploads = checkpoint.uploads
+            self.history, self.timings = checkpoint.history, checkpoint.timings
+            for row in self.history:
+                self._track(row)
+            print(f"train goes on after round {self.coordinator.rounds}, where its last checkpoint is")
+
+    def finish(self) -> None:
+        """Takes the rounds that are left."""
+        steps = self.train.schedule.run(self.coordinator)
+        begun = time.perf_counter()
+        worked, first = 0, self.coordinator.rounds
+        while not self.ended():
+            start = time.perf_counter()
+            with self._profiled(self.coordinator.rounds + 1):
+                next(steps)
+            row = self._row(self._evaluate())
+            self.history.append(row)
+            whole = time.perf_counter() - start
+            parts = {name: round(seconds, 6) for name, seconds in self.coordinator.seconds.items()}
+            self.timings.append({"round": row["round"], **parts, "total": round(whole, 6)})
+            self._track(row)
+            worked += row["cohort"]
+            pace = worked / max(time.perf_counter() - begun, 1e-9)
+            shown = {"accuracy": row["test_accuracy"], "loss": row["loss"], "clients/s": pace}
+            self.tracker.progress(row["round"], self.train.rounds, "round", **shown)
+            if row["round"] % self.train.engine.checkpoint_every == 0 or self.ended():
+                self._save()
+        if first == self.coordinator.rounds and first:
+            self.tracker.progress(first, self.train.rounds, "round")
+        self.recorder.close()
+
+    @contextlib.contextmanager
+    def _profiled(self, round_: int) -> Iterator[None]:
+        """Traces the second round, in which nothing is done for the first time any more, if the engine is told to."""
+        if not (self.train.engine.profile and round_ == 2):
+            yield
+            return
+        with torch.profiler.profile(activities=torch.profiler.supported_activities()) as profile:
+            yield
+        trace = main_checkout() / ".fedloom" / "profiles" / "train-round-2.json"
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        profile.export_chrome_trace(str(trace))
+        self.tracker.artifact(trace, "profiles")
+        print(f"train: the trace of round 2 is in {trace}; open it at chrome://tracing or in Perfetto")
+
+    def ended(self) -> bool:
+        """Whether there is no round left, or the validation loss has stopped falling."""
+        return len(self.history) >= self.train.rounds or self._stale(self.history) >= (
+            self.train.early_stop.patience or float("inf")
+        )
+
+    def may_end_at(self, round_: int) -> bool:
+        """Whether ``round_``, about to be taken, could turn out to be the last."""
+        patience = self.train.early_stop.patience
+        return round_ == self.train.rounds or bool(patience and self._stale(self.history) >= patience - 1)
+
+    def _stale(self, history: list[dict]) -> int:
+        """Evaluations since the validation loss last fell by what counts as a fall."""
+        best, stale = float("inf"), 0
+        for loss in (row["validation_loss"] for row in history if row["validation_loss"] is not None):
+            fell = loss < best - self.train.early_stop.min_delta
+            best, stale = (loss, 0) if fell else (best, stale + 1)
+        return stale
+
+    def _evaluate(self) -> dict:
+        due = self.coordinator.rounds % self.train.evaluate_every == 0 or self.coordinator.rounds == self.train.rounds
+        empty = {"test_loss": None, "test_accuracy": None, "validation_loss": None, "validation_accuracy": None}
+        if not due:
+            return empty
+        start, model = time.perf_counter(), self.coordinator.model
+        scores = empty | self.test(model, "test") | self.validation(model, "validation")
+        self.coordinator.seconds["evaluate"] = time.perf_counter() - start
+        return scores
+
+    def _row(self, scores: dict) -> dict:
+        run, before = self.coordinator, self.history[-1] if self.history else {}
+        ledger, guard = run.ledger, self.train.privacy.clipped_at(run.guard)
+        return {
+            "round": run.rounds,
+            "loss": _finite(ledger.loss),
+            **scores,
+            "bytes_up": ledger.bytes_up,
+            "bytes_down": ledger.bytes_down,
+            "total_bytes_up": ledger.bytes_up + before.get("total_bytes_up", 0),
+            "total_bytes_down": ledger.bytes_down + before.get("total_bytes_down", 0),
+            "virtual_seconds": run.clock,
+            "epsilon": _finite(run.epsilon()),
+            "clip_norm": guard,
+            "lr": ledger.lr,
+            "cohort": ledger.cohort,
+            "rejected": ledger.rejected,
+        }
+
+    def _track(self, row: dict) -> None:
+        self.tracker.metrics({name: value for name, value in row.items() if name != "round"}, row["round"])
+
+    def _save(self) -> None:
+        run = self.coordinator
+        run.flush()
+        self.checkpoints.save(run.rounds, Checkpoint(run.state(), run.uploads, self.history, self.timings))
+        run.commit()
+
+
+class Scorer:
+    """Loss and accuracy of a model on some samples of memory-mapped data."""
+
+    def __init__(self, network: Network, x: np.ndarray, y: np.ndarray, rows: np.ndarray):
+        self.network, self.x, self.y = network, torch.from_numpy(x[rows]), torch.from_numpy(y[rows])
+
+    def __call__(self, model: Tree, name: str) -> dict[str, float | None]:
+        if not len(self.y):
+            return {}
+        losses, hits = models.score(self.network, model, self.x, self.y)
+        return {f"{name}_loss": _finite(float(losses.mean())), f"{name}_accuracy": float(hits.mean())}
+
+
+def recorded_rounds(train: TrainSettings) -> frozenset[int]:
+    """The rounds whose messages are recorded, counted from 1."""
+    named = {"first": 1, "last": train.rounds}
+    return frozenset(named.get(round_, round_) for round_ in train.transcript.rounds if train.transcript.clients)
+
+
+def summary(run: Run) -> dict:
+    """The run in a few numbers."""
+    last = run.history[-1]
+    scored = [row for row in run.history if row["test_accuracy"] is not None]
+    return {
+        "accuracy": scored[-1]["test_accuracy"] if scored else None,
+        "loss": scored[-1]["test_loss"] if scored else None,
+        "best_accuracy": max((row["test_accuracy"] for row in scored), default=None),
+        "rounds": last["round"],
+        "stopped_early": last["round"] < run.train.rounds,
+        "bytes_up": last["total_bytes_up"],
+        "bytes_down": last["total_bytes_down"],
+        "virtual_seconds": last["virtual_seconds"],
+        "epsilon": last["epsilon"],
+        "delta": run.train.privacy.target_delta(run.coordinator.data.clients),
+        "epsilon_extrapolated": run.train.privacy.extrapolated(run.coordinator.participation()),
+        "rejected": sum(row["rejected"] for row in run.history),
+        "parameters": sum(value.numel() for value in run.coordinator.model.values()),
+    }
+
+
+def publish(run: Run, folder: Path) -> None:
+    """Writes the outputs of a finished run: the folder ``train``, ``timings.jsonl`` and the stage's metrics."""
+    result = summary(run)
+    with artifacts.publish(folder / "train") as draft:
+        artifacts.write_tree(draft / "model.safetensors", run.coordinator.model)
+        artifacts.write_tree(draft / "uploads.safetensors", run.coordinator.uploads)
+        artifacts.write_lines(draft / "history.jsonl", run.history)
+        artifacts.write_json(draft / "summary.json", result | {"privacy": run.train.privacy.name})
+        # Workers leave no trace in a result, so they leave none in its record.
+        artifacts.write_json(draft / "plan.json", {n: v for n, v in run.plan._asdict().items() if n != "workers"})
+        with (draft / "history.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, list(run.history[0]), lineterminator="\n")
+            table.writeheader()
+            table.writerows(run.history)
+        # A process killed while it wrote leaves a hidden file behind, which is nobody's.
+        shutil.copytree(run.checkpoints.transcript, draft / "transcript", ignore=shutil.ignore_patterns(".*"))
+    artifacts.write_lines(folder / "timings.jsonl", run.timings)
+    artifacts.write_json(folder.parent / "metrics" / "train.json", result)
+
+
+def _validation(data: Federation, seed: int) -> np.ndarray:
+    """The rows of the clients' validation samples, thinned evenly at random where there are very many."""
+    place = np.arange(len(data.indices)) - np.repeat(data.offsets[:-1], data.owned)
+    rows = data.indices[place >= np.repeat(data.train_sizes, data.owned)]
+    if len(rows) > VALIDATION_SAMPLES:
+        chosen = keys.generator(seed, "validation").choice(len(rows), VALIDATION_SAMPLES, replace=False)
+        rows = rows[np.sort(chosen)]
+    return rows
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None

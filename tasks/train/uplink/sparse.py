@@ -1,0 +1,38 @@
+"""What codecs that send only some entries of a tensor have in common."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tasks.train.uplink.codec import Codec
+
+
+class Sparse(Codec):
+    """Keeps k of a tensor's d entries; the others arrive as 0."""
+
+    density: float = Field(0.1, gt=0, le=1, description="share k / d of the entries that are kept, at least one")
+    k: int | None = Field(None, ge=1, description="number of entries kept, in place of `density`")
+    error_feedback: bool = Field(True, description="add what was left out to the client's next upload")
+
+    @property
+    def feeds_back(self) -> bool:
+        return self.error_feedback
+
+    def kept(self, entries: int) -> int:
+        """How many of ``entries`` entries cross the wire."""
+        return max(1, min(entries, self.k or round(self.density * entries)))
+
+
+def scatter(values: Tensor, index: Tensor, like: Tensor) -> Tensor:
+    """A tensor like ``like`` with ``values`` ``[k]`` at the flat positions ``index`` ``[k]`` and 0 elsewhere."""
+    return like.new_zeros(like.numel()).scatter(0, index, values.to(like.dtype)).reshape(like.shape)
+
+
+def narrow(index: Tensor, entries: int) -> Tensor:
+    """``index`` in the smallest integer that can count ``entries`` positions; 16 bits wrap around into the sign."""
+    return index.to(torch.uint8 if entries <= 1 << 8 else torch.int16 if entries <= 1 << 16 else torch.int32)
+
+
+def widen(index: Tensor) -> Tensor:
+    """The int64 positions that :func:`narrow` was given."""
+    return index.long() & 0xFFFF if index.dtype == torch.int16 else index.long()

@@ -1,0 +1,117 @@
+"""What a server can ask of clients, and what it gets back: the language between a method and the engine.
+
+Client work is a fold over batches, written for ONE client as three pure functions (init, step, final). The engine
+decides how many clients run at once, where, and in which order; the work cannot tell.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from tasks import tree
+from tasks.models import Network
+from tasks.tree import Tree
+
+
+class Batches(NamedTuple):
+    """How a client goes through its data: ``epochs`` passes in a fresh random order, ``size`` samples a step.
+
+    A ``size`` of 0 means all samples in one step. The last batch of a pass may be smaller; none is dropped.
+    """
+
+    epochs: int
+    size: int
+
+    def steps(self, samples: int) -> int:
+        """Local steps of a client with ``samples`` samples."""
+        return self.epochs * -(-samples // (self.size or max(samples, 1)))
+
+
+class ClientState(NamedTuple):
+    """One client in the middle of its work.
+
+    ``params`` what it trains; ``start`` the model it was sent; ``optimizer`` the local optimiser's moments; ``shared``
+    and ``own`` what it downloaded; ``memory`` what it kept from its last participation; ``steps`` done so far.
+    """
+
+    params: Tree
+    start: Tree
+    optimizer: Tree
+    shared: Tree
+    own: Tree
+    memory: Tree
+    steps: Tensor
+
+
+class Work(Protocol):
+    """Something clients can do: local training, a gradient at a point, a statistic of their data.
+
+    ``name`` tells apart what clients remember of one kind of work from what they remember of another.
+    """
+
+    name: str
+
+    @property
+    def batches(self) -> Batches: ...
+
+    def client_memory(self, shared: Tree) -> Tree:
+        """What a client that was never called before remembers."""
+
+    def client_init(self, shared: Tree, own: Tree, memory: Tree) -> ClientState: ...
+
+    def client_step(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> tuple[ClientState, Tree]:
+        """One step. ``batch`` has ``x`` ``[batch, *shape]``, ``y`` ``[batch]`` and ``weight`` ``[batch]``, which is 0
+        on padding and 1 elsewhere. Tensors in, tensors out: no Python branch on a tensor's value. The metrics are
+        scalars, among them ``loss``."""
+
+    def client_final(self, shared: Tree, state: ClientState) -> tuple[Tree, Tree]:
+        """``(upload, memory)``: what it sends, and what it keeps."""
+
+    def client_sent(self, shared: Tree, memory: Tree, arrived: Tree) -> Tree:
+        """What it keeps of ``memory`` now that it knows as what its upload will have ``arrived``: the codecs and the
+        mechanism's clipping are public."""
+
+    def weights(self, samples: Tensor) -> Tensor:
+        """Each client's weight in the mean, from its number of samples ``[clients]``."""
+
+
+class Exchange(NamedTuple):
+    """A request of the server to the clients of a round.
+
+    ``shared`` goes to every client; ``own`` is stacked, one slice a client, for what differs between them, {} if
+    nothing does.
+    """
+
+    work: Work
+    shared: Tree
+    own: Tree
+
+
+class Uploads(NamedTuple):
+    """The clients' answers, decoded, as the server has them.
+
+    ``total`` is the weighted sum of the accepted uploads, ``weight`` the sum of their weights, ``count`` their number.
+    """
+
+    clients: Tensor
+    total: Tree
+    weight: Tensor
+    count: int
+
+    def mean(self) -> Tree:
+        """The weighted mean of the accepted uploads."""
+        return tree.scale(self.total, 1.0 / self.weight)
+
+
+class Setting(NamedTuple):
+    """What a method may know of the run it is part of."""
+
+    clients: int
+    cohort: int
+    rounds: int
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """The mean of ``values`` ``[batch]`` over the samples that are no padding."""
+    return torch.dot(values, weight) / weight.sum()

@@ -1,0 +1,147 @@
+"""The train stage as a command: killed at any moment it goes on to the same bytes, and refuses what it cannot read."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tasks import artifacts
+from tasks.params import build
+from tasks.train.checkpoints import claimed
+
+ROOT = Path(__file__).resolve().parents[3]
+PARAMS = {
+    "partition": {"dataset": {"name": "digits"}, "clients": 30},
+    "model": {"name": "mlp", "hidden": [8]},
+    "train": {
+        "rounds": 40,
+        "cohort": 6,
+        "algorithm": {"name": "scaffold", "lr": 0.1, "batch_size": 8},
+        "uplink": [{"name": "topk", "density": 0.2}],
+        "engine": {"workers": 0, "checkpoint_every": 3},
+        "transcript": {"rounds": ["first", 20, "last"], "clients": 2},
+    },
+}
+
+
+def start(stage: str, folder: Path) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "FEDLOOM_TRACKING": "off", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", f"tasks.{stage}"]
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(stage: str, folder: Path) -> subprocess.CompletedProcess:
+    process = start(stage, folder)
+    out, error = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def partitioned(tmp_path_factory) -> Path:
+    """A folder with parameters and a finished partition stage."""
+    folder = tmp_path_factory.mktemp("run")
+    build(PARAMS)
+    YAML().dump(PARAMS, folder / "params.yaml")
+    done = finish("partition", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(partitioned) -> dict[str, bytes]:
+    done = finish("train", partitioned)
+    assert done.returncode == 0, done.stderr
+    assert not list((partitioned / ".fedloom" / "checkpoints").iterdir())
+    return contents(partitioned / "artifacts" / "train")
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_killed_at_random_it_goes_on_to_the_same_bytes(partitioned, undisturbed, tmp_path, attempt):
+    """Model, history, uploads and transcript, through memories and residuals that outlive the process."""
+    shutil.copytree(partitioned / "artifacts" / "partition", tmp_path / "artifacts" / "partition")
+    shutil.copy(partitioned / "params.yaml", tmp_path)
+    process, rng = start("train", tmp_path), random.Random(attempt)
+    checkpoints = tmp_path / ".fedloom" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while not list(checkpoints.glob("*/round-*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(rng.random() * 0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = finish("train", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "artifacts" / "train") == undisturbed
+
+
+def test_it_says_where_it_goes_on(partitioned, tmp_path):
+    shutil.copytree(partitioned / "artifacts" / "partition", tmp_path / "artifacts" / "partition")
+    shutil.copy(partitioned / "params.yaml", tmp_path)
+    process = start("train", tmp_path)
+    while not list((tmp_path / ".fedloom").glob("checkpoints/*/round-*")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate()
+    if process.returncode == 0:
+        pytest.skip("it had finished before it could be told to stop")
+    assert "nothing was published" in error
+    assert not (tmp_path / "artifacts" / "train").exists()
+    assert "goes on after round" in finish("train", tmp_path).stdout
+
+
+def test_a_truncated_partition_is_refused_by_name(partitioned, tmp_path):
+    shutil.copytree(partitioned / "artifacts" / "partition", tmp_path / "artifacts" / "partition")
+    shutil.copy(partitioned / "params.yaml", tmp_path)
+    x = tmp_path / "artifacts" / "partition" / "x.npy"
+    x.write_bytes(x.read_bytes()[:1000])
+    done = finish("train", tmp_path)
+    assert done.returncode == 2
+    assert "x.npy" in done.stderr
+    assert "dvc repro" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_half_written_checkpoint_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(artifacts.Damaged, match="Remove it"), claimed(tmp_path / "key") as checkpoints:
+        folder = checkpoints.folder / "round-000003"
+        folder.mkdir()
+        (folder / "state.safetensors").write_bytes(b"\x10")
+        checkpoints.newest()
+
+
+def test_two_runs_of_the_same_work_take_folders_of_their_own(tmp_path):
+    with claimed(tmp_path / "key") as first, claimed(tmp_path / "key") as second:
+        assert first.folder != second.folder
+    with claimed(tmp_path / "key") as again:
+        assert again.folder == first.folder
+
+
+def test_early_stop_ends_when_the_validation_loss_no_longer_falls(partitioned, tmp_path):
+    params = json.loads(json.dumps(PARAMS))
+    params["train"] |= {"early_stop": {"patience": 2, "min_delta": 0.5}}
+    shutil.copytree(partitioned / "artifacts" / "partition", tmp_path / "artifacts" / "partition")
+    YAML().dump(params, tmp_path / "params.yaml")
+    done = finish("train", tmp_path)
+    assert done.returncode == 0, done.stderr
+    history = artifacts.read_lines(tmp_path / "artifacts" / "train" / "history.jsonl")
+    losses = [row["validation_loss"] for row in history]
+    best, stale, ends = float("inf"), 0, None
+    for i, loss in enumerate(losses):
+        best, stale = (loss, 0) if loss < best - 0.5 else (best, stale + 1)
+        if stale == 2:
+            ends = i
+            break
+    assert ends == len(losses) - 1 < PARAMS["train"]["rounds"] - 1
+    uploads = artifacts.read_tree(tmp_path / "artifacts" / "train" / "uploads.safetensors")
+    assert len(uploads["clients"]) == PARAMS["train"]["cohort"]
