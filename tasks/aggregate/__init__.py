@@ -1,0 +1,1 @@
+"""Stage 3: what is released, and how good it is for everyone."""

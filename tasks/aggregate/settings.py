@@ -1,0 +1,69 @@
+"""The ``aggregate`` section of `params.yaml`."""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, field_validator
+
+from tasks.aggregate.merges import AnyMerge
+from tasks.aggregate.merges.final import Final
+from tasks.aggregate.personalise import AnyPersonalisation, NoPersonalisation
+from tasks.config import Config
+from tasks.train.privacy.central import Central
+
+if TYPE_CHECKING:
+    from tasks.train.settings import TrainSettings
+
+
+class Evaluate(Config):
+    """How the released model is evaluated client by client; on the global test set it always is."""
+
+    clients: int = Field(
+        10_000, ge=1, description="most clients to evaluate one by one; of more, as many are drawn at random"
+    )
+    part: Literal["auto", "validation", "all"] = Field(
+        "auto",
+        description="samples of a client that count: those held out from training, or all; auto takes those held out "
+        "if at least half of the clients have enough of them",
+    )
+    min_samples: int = Field(5, ge=1, description="clients with fewer samples to evaluate on are left out, and counted")
+
+
+class Registry(Config):
+    """How the released model enters MLflow's model registry."""
+
+    model: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][\w.-]*$", description="registered name; null for fedloom-<dataset>-<model>"
+    )
+    alias: str = Field("champion", pattern=r"^[A-Za-z][\w-]*$", description="alias that finds the model to use")
+    promote: Literal["better", "always", "never"] = Field(
+        "better",
+        description="when the alias moves to the new version: if its test accuracy is at least that of the holder, "
+        "always, or never",
+    )
+
+    @field_validator("alias")
+    @classmethod
+    def _free(cls, alias: str) -> str:
+        if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+            raise ValueError("MLflow keeps `latest` and `v1`, `v2`, ... for itself")
+        return alias
+
+
+class AggregateSettings(Config):
+    """Stage 3: what is released, and how good it is."""
+
+    merge: AnyMerge = Field(Final(), description="how the released model is made")
+    personalise: AnyPersonalisation = Field(NoPersonalisation(), description="how each client fits it to itself")
+    evaluate: Evaluate = Evaluate()
+    registry: Registry | None = Field(Registry(), description="entry in MLflow's model registry; null for none")
+
+    def conflicts(self, train: "TrainSettings") -> Iterator[str]:
+        """What rules the merge out after a training with these settings."""
+        yield from self.merge.conflicts(train.cohort)
+        if self.merge.reads_uploads and isinstance(train.privacy, Central):
+            yield (
+                f"aggregate.merge.name = {self.merge.name!r}: reads single uploads, which the noise of train.privacy = "
+                f"{train.privacy.name} does not cover, so its epsilon would not hold for the released model; use final"
+            )
