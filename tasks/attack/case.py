@@ -1,0 +1,139 @@
+"""What an attacker can see. Nothing in here leads to a private sample."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks import keys, tree
+from tasks.attack.defences import Defence
+from tasks.models import Network
+from tasks.partition.federation import Meta
+from tasks.train.transcript import Context
+from tasks.train.work import Work
+from tasks.tree import Tree
+
+
+@dataclass(frozen=True)
+class Case:
+    """One message, as a curious server has it, with all that is public about the run.
+
+    Parameters
+    ----------
+    message : the message's label, such as ``round-00001-client-00017``.
+    context : round, client, samples, local steps, batch size, learning rate.
+    network, work : the public model and the public program of a client.
+    data : what the samples are: kind, shape, classes, range of values.
+    broadcast : everything that the client downloaded, ``model/...`` among it.
+    delta : the change of the model that the server reads off the wire, after every defence.
+    defence : what stood between the client and the wire; an attacker knows the method, not its random numbers.
+    budget : gradient evaluations that may be spent.
+    labels : the private labels ``[samples]``, for an attack that is assumed to know them; else None.
+    """
+
+    message: str
+    context: Context
+    network: Network
+    work: Work
+    data: Meta
+    broadcast: Tree
+    delta: Tree
+    defence: Defence
+    budget: int
+    seed: int
+    labels: Tensor | None = None
+
+    @property
+    def model(self) -> Tree:
+        """The parameters that the client started from."""
+        return tree.part(self.broadcast, "model")
+
+    @property
+    def gradient(self) -> Tree:
+        """The mean gradient of the client's local steps, -delta / (lr * steps): exact after one step of plain SGD."""
+        return tree.scale(self.delta, -1.0 / (self.context.lr * self.context.steps))
+
+    @property
+    def order(self) -> tuple[Tensor, ...]:
+        """The rows of the client's samples in each of its steps, as far as one can know: how many, not which.
+
+        Which candidate goes into which batch is a matter of naming within one pass; over several passes the attacker
+        takes every pass to use the same batches.
+        """
+        size = self.context.batch_size or self.context.samples
+        one_pass = torch.arange(self.context.samples).split(size)
+        passes = -(-self.context.steps // len(one_pass))
+        return (one_pass * passes)[: self.context.steps]
+
+    def generator(self, *purpose: str) -> np.random.Generator:
+        """Randomness of this case alone: the same for every defence, so that defences are compared on equal starts."""
+        return keys.generator(self.seed, "attack", self.message, *purpose)
+
+    def noise(self, count: int, *purpose: str) -> Tensor:
+        """``count`` meaningless samples ``[count, *shape]``: uniform over the range, normal without one; of text, the
+        first token over and over, the only one that every vocabulary has."""
+        rng, shape = self.generator(*purpose), (count, *self.data.shape)
+        if self.data.kind == "text":
+            return torch.zeros(shape, dtype=torch.int64)
+        drawn = rng.uniform(*self.data.range, shape) if self.data.range else rng.standard_normal(shape)
+        return torch.from_numpy(drawn.astype(np.float32))
+
+    def precise(self) -> Self:
+        """The same case in double precision."""
+
+        def double(values: Tree) -> Tree:
+            return {name: value.double() if value.is_floating_point() else value for name, value in values.items()}
+
+        return type(self)(**{**self.__dict__, "broadcast": double(self.broadcast), "delta": double(self.delta)})
+
+    def simulate(self, x: Tensor, y: Tensor, order: tuple[Tensor, ...] | None = None) -> Tree:
+        """The change of the model that an honest client with these samples would send; differentiable.
+
+        Runs the public program of a client, step by step, so its learning rate, momentum, proximal term and number of
+        local steps are accounted for. Unknown and taken as fresh: what the client remembers of earlier rounds.
+
+        Parameters
+        ----------
+        x : ``[samples, *shape]``.
+        y : class ids ``[samples]``, or a distribution over the classes for each sample, ``[samples, classes]``.
+        order : the rows used in each step; :attr:`order` unless given.
+        """
+        shared, key = self.broadcast, torch.zeros((), dtype=keys.KEY)
+        state = self.work.client_init(shared, shared, self.work.client_memory(shared))
+        for rows in self.order if order is None else order:
+            batch = {"x": x[rows], "y": y[rows], "weight": torch.ones(len(rows), dtype=x.dtype)}
+            state, _ = self.work.client_step(self.network, state, batch, key)
+        upload, _ = self.work.client_final(shared, state)
+        sent = tree.part(upload, "delta")
+        return self.defence.repeat({name: sent[name] for name in self.delta}, self.delta)
+
+
+@dataclass(frozen=True)
+class Release:
+    """The model that the run released, and samples of which an attacker asks whether they were trained on.
+
+    Parameters
+    ----------
+    model : the released parameters.
+    x, y : the samples in question, members and others in random order, ``[candidates, *shape]`` and ``[candidates]``.
+    public_x, public_y : samples of the same distribution that the attacker owns; none of them was trained on.
+    """
+
+    network: Network
+    model: Tree
+    data: Meta
+    x: Tensor
+    y: Tensor
+    public_x: Tensor
+    public_y: Tensor
+    seed: int
+
+
+@dataclass(frozen=True)
+class View:
+    """All that the attackers see under one defence. ``release`` is None where a defence of messages changes nothing."""
+
+    cases: tuple[Case, ...]
+    release: Release | None

@@ -1,0 +1,35 @@
+"""The ``attack`` section of `params.yaml`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tasks.attack.attacks import InvertingGradients, LabelRecovery, Membership, Method, ReadOut
+from tasks.attack.defences import NoDefence, Noise, Protection
+from tasks.config import Config
+
+
+class AttackSettings(Config):
+    """Stage 4: what can be read back out of the messages."""
+
+    suite: tuple[Method, ...] = Field(
+        (InvertingGradients(), ReadOut(), LabelRecovery(), Membership()), description="the attacks"
+    )
+    defences: tuple[Protection, ...] = Field(
+        (NoDefence(), Noise()),
+        min_length=1,
+        description="what each recorded message is passed through before it is attacked again",
+    )
+    messages: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        4, description="how many of the recorded messages, fewest samples first"
+    )
+    budget: int = Field(800, ge=1, description="gradient evaluations that an attack may spend on one message")
+    candidates: int = Field(
+        2000, ge=10, description="most members, and most others, that membership attacks are asked about"
+    )
+    public: int = Field(1000, ge=2, description="most samples that an attacker owns; at most half of the test set")
+
+    @property
+    def needs_transcript(self) -> bool:
+        """Whether an attack of the suite reads recorded messages."""
+        return any(method.needs_transcript for method in self.suite)
