@@ -1,0 +1,170 @@
+"""What a page is made of: panels, and in them paragraphs, tables, figures and pictures. All text is escaped here."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import files
+from typing import Any, Protocol
+
+from markupsafe import Markup, escape
+
+
+class Block(Protocol):
+    """Something to show in a panel."""
+
+    def html(self) -> Markup: ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+    def html(self) -> Markup:
+        return Markup("<p>{}</p>").format(inline(self.text))
+
+
+@dataclass(frozen=True)
+class Points:
+    """A list of sentences; the first few words of each may be set off as its ``(lead, text)``."""
+
+    points: Sequence[tuple[str, str]]
+
+    def html(self) -> Markup:
+        items = (Markup("<li><strong>{}</strong> {}</li>").format(lead, inline(text)) for lead, text in self.points)
+        return Markup('<ul class="points">{}</ul>').format(Markup().join(items))
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A few numbers at a glance: ``(name, value, remark)``."""
+
+    tiles: Sequence[tuple[str, str, str]]
+
+    def html(self) -> Markup:
+        tile = Markup('<div><dt>{}</dt><dd>{}<span class="remark">{}</span></dd></div>')
+        return Markup('<dl class="tiles">{}</dl>').format(Markup().join(tile.format(*each) for each in self.tiles))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. The first cell of a row is its header; columns in ``numeric`` are set flush right."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: bool = True
+
+    def html(self) -> Markup:
+        head = Markup().join(Markup('<th scope="col">{}</th>').format(name) for name in self.header)
+        body = Markup().join(self._row(row) for row in self.rows)
+        # The frame scrolls where a phone is too narrow; it takes the focus so that a keyboard can scroll it too.
+        return Markup(
+            '<div class="wide" role="region" aria-label="{caption}" tabindex="0"><table{kind}>'
+            "<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        ).format(caption=self.caption, kind=Markup(' class="numeric"') if self.numeric else "", head=head, body=body)
+
+    def _row(self, row: Sequence[str]) -> Markup:
+        cells = Markup().join(Markup("<td>{}</td>").format(inline(cell)) for cell in row[1:])
+        return Markup('<tr><th scope="row">{}</th>{}</tr>').format(row[0], cells)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing as SVG of our own making (:func:`tasks.report.figures.svg`), with what it shows in words."""
+
+    svg: Markup
+    caption: str
+
+    def html(self) -> Markup:
+        return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(self.svg, self.caption)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An embedded picture; ``alt`` says what it shows to those who do not see it."""
+
+    uri: str
+    alt: str
+    caption: str
+
+    def html(self) -> Markup:
+        return Markup(
+            '<figure class="picture"><img src="{}" alt="{}" loading="lazy"><figcaption>{}</figcaption></figure>'
+        ).format(self.uri, self.alt, inline(self.caption))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Blocks side by side where there is room."""
+
+    blocks: Sequence[Block]
+
+    def html(self) -> Markup:
+        return Markup('<div class="row">{}</div>').format(Markup().join(block.html() for block in self.blocks))
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading within a panel."""
+
+    text: str
+
+    def html(self) -> Markup:
+        return Markup("<h3>{}</h3>").format(self.text)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Blocks that the reader may open."""
+
+    summary: str
+    blocks: Sequence[Block]
+
+    def html(self) -> Markup:
+        inside = Markup().join(block.html() for block in self.blocks)
+        return Markup("<details><summary>{}</summary>{}</details>").format(self.summary, inside)
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text to copy as it is."""
+
+    text: str
+
+    def html(self) -> Markup:
+        return Markup('<pre tabindex="0"><code>{}</code></pre>').format(self.text)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One section of the page."""
+
+    title: str
+    blocks: Sequence[Block] = field(repr=False)
+
+    @cached_property
+    def anchor(self) -> str:
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
+    def html(self) -> Markup:
+        return Markup("\n").join(block.html() for block in self.blocks)
+
+
+def inline(text: str) -> Markup:
+    """Text, escaped, in which what stands between backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def render(title: str, note: str, lead: str, panels: Sequence[Panel]) -> str:
+    """The page: one HTML document that asks for nothing from elsewhere."""
+    from jinja2 import Environment, StrictUndefined
+
+    package = files("tasks.report")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((package / "page.html").read_text(encoding="utf-8"))
+    style = Markup((package / "page.css").read_text(encoding="utf-8"))
+    content: dict[str, Any] = {"title": title, "note": note, "lead": lead, "panels": panels, "style": style}
+    return template.render(content)

@@ -1,0 +1,58 @@
+"""What the attacks got out of all messages together."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tasks.report.amounts import count
+from tasks.report.run import Run
+
+NOUNS = {"image": "images", "table": "records", "text": "samples"}
+BEHIND = {"none": "as recorded"}
+
+
+class Recovery(NamedTuple):
+    """What one attack got out of all attacked messages behind one defence."""
+
+    attack: str
+    defence: str
+    messages: int
+    recovered: int
+    total: int
+    nouns: str
+
+    @property
+    def share(self) -> float:
+        return self.recovered / self.total if self.total else 0.0
+
+    @property
+    def got(self) -> str:
+        return f"{self.recovered:,} of {self.total:,}" if self.recovered else f"none of {self.total:,}"
+
+
+def recoveries(run: Run) -> Iterator[Recovery]:
+    """Each attack and defence with what all messages together gave away; label attacks count labels."""
+    results = [row for row in (run.leakage or {}).get("results", ()) if row["applicable"]]
+    kind = NOUNS[run.meta.kind] if run.meta else "samples"
+    for attack, defence in dict.fromkeys((row["attack"], row["defence"]) for row in results):
+        rows = [row for row in results if (row["attack"], row["defence"]) == (attack, defence)]
+        total = sum(row["message"]["samples"] for row in rows)
+        if all("recovered" in row["scores"] for row in rows):
+            yield Recovery(attack, defence, len(rows), sum(r["scores"]["recovered"] for r in rows), total, kind)
+        elif all(row["scores"].get("label_accuracy") is not None for row in rows):
+            right = sum(round(r["scores"]["label_accuracy"] * r["message"]["samples"]) for r in rows)
+            yield Recovery(attack, defence, len(rows), right, total, "labels")
+
+
+def sentences(run: Run) -> Iterator[str]:
+    """What each attack got, first as recorded and then behind each defence."""
+    found = list(recoveries(run))
+    for attack in dict.fromkeys(each.attack for each in found):
+        first, *others = (each for each in found if each.attack == attack)
+        start = f"From {count(first.messages, 'message')}, {behind(first.defence)}, the attack {attack} recovers "
+        rest = "".join(f"; {behind(each.defence)}, {each.got}" for each in others)
+        yield f"{start}{first.got} {first.nouns}{rest}."
+
+
+def behind(defence: str) -> str:
+    """A defence as part of a sentence."""
+    return BEHIND.get(defence, f"behind {defence}")
