@@ -1,0 +1,83 @@
+"""Running a command so that it can be watched, stopped as a whole, and asked what went wrong."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+GRACE = 15.0
+"""Seconds between asking a group of processes to stop and killing it."""
+
+
+class Failed(RuntimeError):
+    """A command that ended with an error; the message is what it said last."""
+
+    def __init__(self, command: Sequence[str], code: int, output: list[str]):
+        self.code, self.output = code, output
+        super().__init__(f"`{' '.join(command)}` ended with code {code}\n" + "\n".join(output[-20:]))
+
+
+def run(
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[str]:
+    """Runs ``command`` in a process group of its own and returns its output, of which ``say`` gets each line at once.
+
+    Whatever ends the wait (an error, a cancelled flow, Ctrl-C) stops the whole group: DVC would leave the stage that it
+    has started behind.
+
+    Raises
+    ------
+    Failed
+        Where the command ends with an error.
+    """
+    # A stage is started by the shell with the name `python`: this environment's has to come first.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})},
+        text=True,
+        errors="replace",
+        bufsize=1,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    output = []
+    try:
+        for line in process.stdout or ():
+            if line.strip():
+                output.append(line.rstrip())
+                say(output[-1])
+        code = process.wait()
+    except BaseException:
+        stop(process)
+        raise
+    if code:
+        raise Failed(command, code, output)
+    return output
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ends the whole process group of ``process``: first asked, then killed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+            break
+    # What outlived the leader: a worker that ignored the signal.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def dvc(*arguments: str) -> list[str]:
+    """A DVC command of this environment."""
+    return [sys.executable, "-m", "dvc", *arguments]

@@ -1,0 +1,132 @@
+"""Served pipelines: schedules fire, the API refuses mistakes, and what is triggered really runs."""
+
+import json
+import os
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows import pipelines, server
+from flows.deploy import deployment, schedule
+from tests.flows.conftest import Checkout, until
+
+EVERY_TWO_SECONDS = """
+pipelines:
+  default: {description: as it stands}
+  often: {schedule: {interval: 2}, stages: [partition], tags: [test]}
+"""
+
+
+def call(url: str, path: str, body: dict | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{url}/{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        return json.load(reply)
+
+
+def runs(url: str, deployment_id: str, *states: str) -> list[dict]:
+    wanted = {
+        "deployments": {"id": {"any_": [deployment_id]}},
+        "flow_runs": {"state": {"type": {"any_": list(states)}}},
+    }
+    return call(url, "flow_runs/filter", wanted)
+
+
+def test_a_schedule_fires_and_a_run_can_be_triggered_with_overrides(checkout: Checkout, prefect_server: str):
+    """Prefect 3.8 on SQLAlchemy 2.1 serves, shows and runs all this, but never fires a schedule: hence the pin."""
+    (checkout.folder / "pipelines.yaml").write_text(EVERY_TWO_SECONDS)
+    process = checkout.start(sys.executable, "-m", "flows.cli", "serve", PREFECT_API_URL=prefect_server)
+    try:
+        found: dict[str, str] = {}
+        deadline = time.monotonic() + 60
+        while len(found) < 2 and time.monotonic() < deadline:
+            time.sleep(0.5)
+            found = {entry["name"]: entry["id"] for entry in call(prefect_server, "deployments/filter", {})}
+        assert set(found) == {"default", "often"}
+
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            mistyped = {"parameters": {"overrides": {"train": {"ruonds": 3}}}}
+            call(prefect_server, f"deployments/{found['default']}/create_flow_run", mistyped)
+        assert refused.value.code == 409
+        assert "ruonds" in refused.value.read().decode()
+
+        wanted = {"name": "By Hand", "parameters": {"overrides": {"attack": {"messages": 1}}}}
+        call(prefect_server, f"deployments/{found['default']}/create_flow_run", wanted)
+        deadline = time.monotonic() + 120
+        finished: dict[str, list[dict]] = {"default": [], "often": []}
+        while not all(finished.values()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+            finished = {name: runs(prefect_server, found[name], "COMPLETED") for name in finished}
+            failed = [run for name in found for run in runs(prefect_server, found[name], "FAILED", "CRASHED")]
+            assert not failed, failed[0]["state"]["message"]
+        assert finished["often"] and finished["often"][0]["auto_scheduled"]
+        assert finished["default"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        print(process.communicate(timeout=60)[0])
+    assert "by-hand" in checkout.dvc("exp", "list", "--name-only")
+    assert (checkout.folder / "reports" / "by-hand.html").exists()
+    tasks = call(prefect_server, "task_runs/filter", {"flow_runs": {"name": {"any_": ["By Hand"]}}})
+    assert {task["name"]: task["state"]["name"] for task in tasks} == {
+        "partition": "Restored",
+        "train": "Restored",
+        "aggregate": "Restored",
+        "attack": "Ran",
+        "report": "Ran",
+    }
+    artifacts = call(prefect_server, "artifacts/latest/filter", {})
+    assert {"stages", "summary", "report"} <= {artifact["key"] for artifact in artifacts}
+
+
+def test_make_prefect_starts_a_server_that_ends_with_it(checkout: Checkout):
+    port = server.any_port()
+    process = checkout.make("prefect", f"ARGS=nightly --port {port}")
+    try:
+        until(lambda: server.answers(f"http://{server.HOST}:{port}/api"))
+        url = (checkout.folder / ".fedloom" / "server").read_text
+        until(lambda: call(url(), "deployments/filter", {}))
+        (nightly,) = call(url(), "deployments/filter", {})
+        assert (nightly["name"], nightly["schedules"][0]["active"]) == ("nightly", False)
+        with urllib.request.urlopen(f"http://{server.HOST}:{port}/", timeout=10) as page:
+            assert b"<html" in page.read()
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        print(process.communicate(timeout=60)[0])
+    assert server.free(port)
+    assert not (checkout.folder / ".fedloom" / "server").exists()
+
+
+def test_make_mlflow_shows_the_runs_of_the_checkout(checkout: Checkout):
+    port = server.any_port()
+    process = checkout.make("mlflow", f"PORT={port}")
+    try:
+        until(lambda: not server.free(port))
+        call_ = {"max_results": 10}
+        until(lambda: call(f"http://{server.HOST}:{port}/api/2.0/mlflow", "experiments/search", call_)["experiments"])
+        assert (checkout.folder / "mlflow.db").exists()
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        print(process.communicate(timeout=60)[0])
+
+
+def test_a_schedule_says_the_same_to_prefect():
+    nightly = schedule(pipelines.Schedule(cron="0 3 * * *", timezone="Europe/Berlin", active=False))
+    assert (nightly.cron, nightly.timezone, nightly.active) == ("0 3 * * *", "Europe/Berlin", False)
+    assert schedule(pipelines.Schedule(interval=90)).interval.total_seconds() == 90
+
+
+def test_the_form_shows_bounds_and_descriptions_and_starts_empty():
+    served = deployment("dp", pipelines.Pipeline(overrides={"train": {"cohort": 3}}, description="Noise."))
+    schema = served._parameter_openapi_schema.model_dump()
+    rounds = schema["definitions"]["TrainSettingsOverrides"]["properties"]["rounds"]
+    assert rounds["minimum"] == 1
+    assert rounds["description"] == "steps of the server"
+    assert "default" not in rounds
+    assert served.parameters == {"pipeline": "dp"}
+    assert YAML(typ="safe").load(served.description.split("```yaml")[1].strip("`")) == {"train": {"cohort": 3}}
