@@ -1,0 +1,256 @@
+"""Every command and example in the README, CONTRIBUTING and docs/ is true: run here, or in the test that is named."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from flows import reference, server
+from flows.overrides import merge
+from tasks import artifacts, tree
+from tasks.params import build
+from tasks.train.algorithms import FedAvg
+from tasks.train.settings import TrainSettings
+from tests.tasks.train.runs import SIZES, federation, run
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = Path(sys.executable).parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+INLINE = re.compile(r"`((?:make|fedloom|dvc|python -m|ruff) [^`]+)`")
+
+SMALL = {
+    "train": {"engine": {"workers": 0}},
+    "attack": {
+        "suite": [{"name": "inverting_gradients"}, {"name": "read_out"}],
+        "defences": [{"name": "none"}],
+        "messages": 1,
+        "budget": 20,
+    },
+}
+"""What the copy of the checkout leaves out of `params.yaml`, to be quick. It changes no number of the training."""
+
+ELSEWHERE = {
+    "make prefect": "tests/flows/test_serve.py",
+    "make mlflow": "tests/flows/test_serve.py",
+    "fedloom serve": "tests/flows/test_serve.py",
+    "fedloom report --open": "tests/flows/test_cli.py",
+    "python -m tasks.partition": "tests/tasks/partition/test_docs.py",
+    "python -m tasks.attack": "tests/tasks/attack/test_stage.py",
+    "python -m tasks.train": "tests/tasks/train/test_stage.py",
+    "python -m tasks.<stage>": "tests/tasks/train/test_stage.py",
+    "fedloom show": "tests/flows/test_cli.py",
+    "dvc metrics diff": "Makefile",
+}
+"""Commands that are not run here, and the file whose tests run them."""
+
+
+class Checkout:
+    """A copy of this checkout with a commit of its own, in which commands are run as a reader would."""
+
+    def __init__(self, folder: Path, url: str):
+        self.folder, self.said = folder, {}
+        for name in git(ROOT, "ls-files", "-co", "--exclude-standard").splitlines():
+            if (ROOT / name).is_file() and not name.startswith(("metrics/", "dvc.lock")):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        document = YAML(typ="safe").load(folder / "params.yaml")
+        YAML().dump(merge(document, SMALL) | {"attack": SMALL["attack"]}, folder / "params.yaml")
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("DVC")} | {
+            "PATH": f"{VENV}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(folder),
+            "PREFECT_API_URL": url,
+            "FEDLOOM_TRACKING": "off",
+            "OMP_NUM_THREADS": "1",
+        }
+        git(folder, "init", "-q")
+        git(folder, "add", "-A")
+        git(folder, "commit", "-q", "-m", "a copy")
+
+    def run(self, command: str) -> str:
+        """What ``command`` prints; it must succeed. Installation is taken as done: what is here is what it installs."""
+        if command not in self.said:
+            typed = command.replace("make ", f"make -o install VENV={VENV.parent} ", 1)
+            done = subprocess.run(
+                typed, shell=True, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"$ {command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            self.said[command] = done.stdout
+        return self.said[command]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a reader", "-c", "user.email=reader@example.org"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Iterator[Checkout]:
+    folder = tmp_path_factory.mktemp("reader") / "fedloom"
+    folder.mkdir()
+    # One Prefect server for all commands, where each would start one of its own.
+    server.prepare(folder)
+    with server.serving(folder, services=False) as url:
+        yield Checkout(folder, url)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [text for language, text in BLOCK.findall(page.read_text()) if language in languages]
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page's console blocks, in order."""
+    return [line[2:] for text in blocks(page, "console") for line in text.splitlines() if line.startswith("$ ")]
+
+
+def test_the_commands_of_the_readme_work_one_after_another(checkout):
+    page = ROOT / "README.md"
+    assert commands(page)[0] == "make run"
+    for command in commands(page):
+        checkout.run(command)
+    assert "Report:" in checkout.run("make run")
+    assert "Nothing has changed" in checkout.run("fedloom run")
+    assert "up to date" in checkout.run("dvc repro")
+    assert Path(checkout.run("fedloom report").strip()).exists()
+    assert "control variate" in checkout.run("fedloom show scaffold")
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_default_run(checkout):
+    checkout.run("make run")
+    train = artifacts.read_json(checkout.folder / "metrics" / "train.json")
+    card = artifacts.read_json(checkout.folder / "metrics" / "partition.json")
+    text = (ROOT / "README.md").read_text()
+    accuracy, sent, seconds = re.findall(r"^\| .* \| ([\d.]+)(?: MB| s)? \|$", text, re.MULTILINE)
+    assert float(accuracy) == pytest.approx(train["accuracy"], abs=0.005)
+    assert float(sent) == pytest.approx(train["bytes_up"] / 1e6, abs=0.05)
+    assert float(seconds) == pytest.approx(train["virtual_seconds"], abs=0.5)
+    assert f"{card['smallest_client']}\nto {card['largest_client']} samples" in text
+
+
+def test_the_commands_for_contributors_work(checkout):
+    for command in commands(ROOT / "CONTRIBUTING.md"):
+        checkout.run(command)
+
+
+def test_the_commands_on_training_work(checkout):
+    checkout.run("make run")
+    for command in commands(ROOT / "docs" / "training.md"):
+        checkout.run(command)
+
+
+@pytest.mark.parametrize("command", ["make help", "make dvc", "make doctor", "make lint"])
+def test_the_other_targets_of_the_makefile_work(checkout, command):
+    checkout.run("make run")
+    checkout.run(command)
+
+
+def test_the_page_on_adding_a_method_can_be_followed_to_the_letter(checkout):
+    page = ROOT / "docs" / "add-a-method.md"
+    files = dict(re.findall(r"^`([\w/.-]+\.py)`:\n\n```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
+    assert not [path for path in files if (ROOT / path).exists()], "the methods of the page must not be in the package"
+    for path, text in files.items():
+        (checkout.folder / path).write_text(text)
+    (line,) = [text for text in blocks(page, "python") if text not in files.values()]
+    union = checkout.folder / "tasks" / "train" / "algorithms" / "__init__.py"
+    before = union.read_text()
+    after = re.sub(r"(Algorithm = one_of\(.*?),?\s*\)", r"\1, FedNova)", before, flags=re.DOTALL)
+    assert before != after
+    union.write_text(after.replace("\nfrom ", f"\n{line}from ", 1))
+    for command in commands(page):
+        checkout.run(command)
+    assert "takes more local steps does not count for more" in checkout.run("fedloom show fednova")
+    schema = (checkout.folder / "params.schema.json").read_text()
+    assert "FedNova" in schema
+    kept = git(checkout.folder, "for-each-ref", "--sort=-creatordate", "--format=%(refname)", "refs/exps").split()[0]
+    metrics = json.loads(git(checkout.folder, "show", f"{kept}:metrics/train.json"))
+    assert metrics["rounds"] == 2
+    # The 4 bytes of `steps` that the page speaks of, for ten clients in two rounds.
+    assert metrics["bytes_up"] == 2 * 10 * 4 * (metrics["parameters"] + 1)
+
+
+def test_the_two_exchanges_on_that_page_do_what_it_says(tmp_path):
+    """With one local step FSVRG is gradient descent on the cohort's data; its messages are two down and two up."""
+    text = (ROOT / "docs" / "add-a-method.md").read_text()
+    (code,) = re.findall(
+        r"^`tasks/train/algorithms/fsvrg\.py`:\n\n```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+    )
+    (tmp_path / "fsvrg.py").write_text(code)
+    spec = importlib.util.spec_from_file_location("fsvrg", tmp_path / "fsvrg.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    data = federation(tmp_path / "partition")
+    train = TrainSettings(cohort=len(SIZES), algorithm=FedAvg(batch_size=0))
+    plain = run(data, train, rounds=2)
+    corrected = run(data, train.model_copy(update={"algorithm": module.FSVRG(batch_size=0)}), rounds=2)
+    for name, value in plain.model.items():
+        torch.testing.assert_close(corrected.model[name], value, rtol=1e-5, atol=1e-6)
+    assert corrected.ledger.bytes_up == 2 * plain.ledger.bytes_up
+    model = tree.nbytes(plain.model)
+    assert corrected.ledger.bytes_down == 2 * plain.ledger.bytes_down + len(SIZES) * model
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_command_is_left_untried(page):
+    """Commands in the running text too: those in blocks of the pages above, of the Makefile, or tried elsewhere."""
+    tried = {command for other in PAGES for command in commands(other)}
+    tried |= {"make run", "make test", "make help", "make dvc", "make doctor", "make lint"}
+    for found in [*INLINE.findall(page.read_text()), *commands(page)]:
+        command = re.sub(r"\s+", " ", found)
+        where = next((file for known, file in ELSEWHERE.items() if command.startswith(known)), None)
+        assert command in tried or where, f"{page.name}: nothing tries `{command}`"
+        assert where is None or (ROOT / where).exists(), f"{where} is to try `{command}`, but does not exist"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if not path.startswith("http"):
+            linked = page.parent / path if path else page
+            assert linked.exists(), f"{page.name}: {target}"
+            titles = [re.sub(r"[^\w\- ]", "", t).strip().replace(" ", "-").lower() for t in headings(linked)]
+            assert not anchor or anchor in titles, f"{page.name}: {target}"
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+
+
+def within(part: Any, whole: Any) -> bool:
+    """Whether every field of ``part`` stands in ``whole`` with the same value; of a list, the entries' fields."""
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(name in whole and within(part[name], whole[name]) for name in part)
+    if isinstance(part, list) and part and isinstance(part[0], dict):
+        return all(any(within(entry, other) for other in whole) for entry in part)
+    return part == whole
+
+
+def test_the_readme_shows_params_yaml_as_it_is():
+    shown, own = blocks(ROOT / "README.md", "yaml")
+    assert within(YAML(typ="safe").load(shown), YAML(typ="safe").load(ROOT / "params.yaml"))
+    assert build(YAML(typ="safe").load(own))
+
+
+def test_the_reference_of_parameters_is_current():
+    assert reference.PAGE.read_text() == reference.page(), "run `python -m flows.reference`"
+
+
+def test_the_history_has_the_columns_that_the_page_on_training_names(checkout):
+    checkout.run("make run")
+    rows = artifacts.read_lines(checkout.folder / "artifacts" / "train" / "history.jsonl")
+    section = (ROOT / "docs" / "training.md").read_text().partition("one row a round:")[2].partition("\n\n`summary")[0]
+    told = re.findall(
+        r"`(\w+)`", "\n".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
+    )
+    assert sorted(told) == sorted(rows[0])
