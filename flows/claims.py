@@ -404,7 +404,7 @@ def load(main: Path, slug: str) -> Replication:
         raise Refused("replication", slug, f"unknown{nearest(slug, known)}", f"They are the files of {FOLDER}/")
     file = f"{FOLDER}/{slug}.yaml"
     try:
-        data = YAML(typ="safe").load((main / file).read_text(encoding="utf-8"))
+        data = YAML(typ="safe", pure=True).load((main / file).read_text(encoding="utf-8"))
         replication = Replication.model_validate_json(json.dumps(data), strict=True)
         problems = list(replication.conflicts())
     except (YAMLError, UnicodeDecodeError, TypeError) as error:

@@ -66,7 +66,7 @@ def parse(assignments: Iterable[str]) -> dict[str, Any]:
         if not equals or not all(path.split(".")):
             raise Refused("--set", assignment, "must be of the form FIELD=VALUE", "For instance --set train.rounds=50")
         try:
-            value = YAML(typ="safe").load(text)
+            value = YAML(typ="safe", pure=True).load(text)
         except YAMLError as error:
             raise Refused(f"--set {path}", text, f"is not YAML: {error}") from None
         *outer, last = path.strip().split(".")

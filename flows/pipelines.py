@@ -110,7 +110,7 @@ def load(folder: Path) -> dict[str, Pipeline]:
 
     path = folder / FILE
     try:
-        data = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Refused(FILE, None, f"does not exist in {folder}", "Run in the folder that has it") from None
     except (YAMLError, UnicodeDecodeError) as error:

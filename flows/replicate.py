@@ -143,7 +143,7 @@ def cells(main: Path, slug: str, replication: Replication, seeds: Sequence[int] 
 @functools.cache
 def code(main: Path) -> str:
     """A hash of the code that the numbers of a cell depend on, as `dvc.yaml` lists it."""
-    stages = YAML(typ="safe").load(main / "dvc.yaml")["stages"]
+    stages = YAML(typ="safe", pure=True).load(main / "dvc.yaml")["stages"]
     listed = {dep for name, stage in stages.items() if name != "report" for dep in stage["deps"]}
     digest = hashlib.sha256()
     for name in sorted(dep for dep in listed if dep.startswith("tasks/")):
@@ -179,7 +179,7 @@ async def _work(main: Path, cell: Cell, board: "Board") -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     settings, file = cell.settings.model_dump(mode="json"), cell.folder / params.FILE
     with file.open("w", encoding="utf-8") as text:
-        YAML(typ="safe").dump(settings, text)
+        YAML(typ="safe", pure=True).dump(settings, text)
     places = ["--params", str(file), "--artifacts", str(cell.folder / "artifacts")]
     seconds = cell.seconds
     for stage in cell.missing:

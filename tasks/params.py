@@ -68,7 +68,7 @@ def load(path: Path | str = FILE) -> Params:
 
     path = Path(path)
     try:
-        data = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Refused(
             str(path), None, "does not exist", "Run in the folder that has it, or name it with --params"

@@ -268,7 +268,7 @@ def stage_key(stage: str, settings: BaseModel, artifacts: Path) -> str:
         return dvc_key(os.environ["DVC_STAGE"])
     from ruamel.yaml import YAML
 
-    entry = YAML(typ="safe").load(Path("dvc.yaml"))["stages"][stage] if Path("dvc.yaml").exists() else {}
+    entry = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"][stage] if Path("dvc.yaml").exists() else {}
     flat = flatten(settings)
     wanted = tuple(entry.get("params", flat))
     used = {name: value for name, value in flat.items() if any(f"{name}.".startswith(f"{w}.") for w in wanted)}

@@ -89,9 +89,10 @@ def test_make_prefect_starts_a_server_that_ends_with_it(checkout: Checkout):
     process = checkout.make("prefect", f"ARGS=nightly --port {port}")
     try:
         until(lambda: server.answers(f"http://{server.HOST}:{port}/api"))
-        url = (checkout.folder / ".fedloom" / "server").read_text
-        until(lambda: call(url(), "deployments/filter", {}))
-        (nightly,) = call(url(), "deployments/filter", {})
+        # The server answers a moment before the command says where it is.
+        said = checkout.folder / ".fedloom" / "server"
+        until(lambda: said.exists() and call(said.read_text(), "deployments/filter", {}))
+        (nightly,) = call(said.read_text(), "deployments/filter", {})
         assert (nightly["name"], nightly["schedules"][0]["active"]) == ("nightly", False)
         with urllib.request.urlopen(f"http://{server.HOST}:{port}/", timeout=10) as page:
             assert b"<html" in page.read()

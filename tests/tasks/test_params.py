@@ -150,7 +150,7 @@ def test_all_mistakes_are_told_at_once():
     [
         ("", "must be a mapping with the sections seed, partition, model, train, aggregate, attack, report"),
         ("- seed\n- 1", "must be a mapping with the sections"),
-        ("train: [", "is not YAML: did not find expected node content in line 2"),
+        ("train: [", "is not YAML: expected the node content, but found '<stream end>' in line 1, column 9"),
         ("\tseed: 1", "cannot start any token in line 1, column 1"),
         ("seed: 0\nseed: 1", 'found duplicate key "seed" with value "1" (original value: "0") in line 2'),
         ("seed: !!python/object:os.system x", "could not determine a constructor"),
