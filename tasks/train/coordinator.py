@@ -160,7 +160,8 @@ class Coordinator:
         released, self.guard = self.train.privacy.release(self.guard, sums, self.train.cohort, noise)
         self.releases += 1
         speeds = self.train.devices.speeds(clients, self.seed)
-        seconds = speeds.seconds(work.batches.epochs * self.data.sizes[clients], down, up)
+        seen = np.array([work.batches.seen(int(samples)) for samples in self.data.sizes[clients]])
+        seconds = speeds.seconds(seen, down, up)
         return Uploads(torch.from_numpy(clients), released.total, released.weight, released.count), seconds
 
     def _stacks(self, work: Work, clients: np.ndarray) -> Iterator[np.ndarray]:
@@ -186,12 +187,14 @@ class Coordinator:
         positions, _ = job.order(self.seed, self.data.sizes[job.clients])
         for row, i in enumerate(job.record):
             client, samples = int(job.clients[i]), int(self.data.sizes[job.clients[i]])
-            context = Context(
-                self.rounds, client, samples, batches.steps(samples), batches.epochs, batches.size, lr, sent
-            )
-            private = self.data.train(client)
+            steps, passes = batches.steps(samples), batches.passes(samples)
+            # Of a pass that was broken off, a message can only tell of the samples that came up.
+            used, order = np.unique(positions[i][:steps], return_inverse=True)
+            skipped = int(used[0] < 0)
+            private = self.data.train(client)[used[skipped:]]
+            context = Context(self.rounds, client, len(private), steps, passes, batches.size, lr, sent)
             batch = {"x": torch.from_numpy(self.data.x[private]), "y": torch.from_numpy(self.data.y[private])}
-            batch["order"] = torch.from_numpy(positions[i][: context.steps])
+            batch["order"] = torch.from_numpy(order.reshape(steps, -1) - skipped)
             self.recorder.message(context, tree.take(payloads, row), tree.take(job.own, i), batch)
 
     def _keep(self, jobs: list[Job], shared: Tree, answer: Answer, each: list[Tree]) -> None:

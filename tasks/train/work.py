@@ -17,15 +17,30 @@ from tasks.tree import Tree
 class Batches(NamedTuple):
     """How a client goes through its data: ``epochs`` passes in a fresh random order, ``size`` samples a step.
 
-    A ``size`` of 0 means all samples in one step. The last batch of a pass may be smaller; none is dropped.
+    A ``size`` of 0 means all samples in one step. The last batch of a pass may be smaller; none is dropped. With
+    ``count`` the passes go on until so many steps are taken, be it in the middle of one, whatever ``epochs`` says.
     """
 
     epochs: int
     size: int
+    count: int | None = None
 
     def steps(self, samples: int) -> int:
         """Local steps of a client with ``samples`` samples."""
-        return self.epochs * -(-samples // (self.size or max(samples, 1)))
+        return self.epochs * self._pass(samples) if self.count is None else self.count
+
+    def passes(self, samples: int) -> int:
+        """Passes that are begun by a client with ``samples`` samples."""
+        return -(-self.steps(samples) // self._pass(samples))
+
+    def seen(self, samples: int) -> int:
+        """Samples that such a client goes through in all, each as often as it comes up."""
+        whole, steps = divmod(self.steps(samples), self._pass(samples))
+        return whole * samples + min(steps * self.size, samples)
+
+    def _pass(self, samples: int) -> int:
+        """Steps of one pass over ``samples`` samples."""
+        return -(-samples // (self.size or max(samples, 1)))
 
 
 class ClientState(NamedTuple):

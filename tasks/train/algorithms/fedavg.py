@@ -34,6 +34,7 @@ class FedAvg(Config):
     lr: float = Field(0.1, gt=0, description="local learning rate (eta)")
     lr_schedule: LearningRate = Field(Constant(), description="how the local rate changes over the rounds")
     epochs: int = Field(1, ge=1, description="passes of a client over its data (E)")
+    steps: int | None = Field(None, ge=1, description="local steps a round, in place of `epochs` (K)")
     batch_size: int = Field(16, ge=0, description="samples a local step (B); 0 for all of the client's at once")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of the local SGD; starts at 0 in each round")
     weight_decay: float = Field(0.0, ge=0, description="L2 pull of the local SGD towards 0")
@@ -66,7 +67,7 @@ class FedAvg(Config):
 
     @property
     def batches(self) -> Batches:
-        return Batches(self.epochs, self.batch_size)
+        return Batches(self.epochs, self.batch_size, self.steps)
 
     def client_memory(self, shared: Tree) -> Tree:
         return {}

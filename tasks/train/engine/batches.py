@@ -24,15 +24,15 @@ def order(batches: Batches, sizes: np.ndarray, own: np.ndarray) -> tuple[np.ndar
     longest = int(sizes.max(initial=0))
     width = min(batches.size or longest, longest)
     passes = -(-sizes // max(width, 1))
-    steps = batches.epochs * passes
+    steps = batches.epochs * passes if batches.count is None else np.full(len(sizes), batches.count)
     positions = np.full((len(sizes), int(steps.max(initial=0)), width), -1, np.int64)
     valid = np.arange(longest) < sizes[:, None]
-    for epoch in range(batches.epochs):
+    for epoch in range(int((-(-steps // passes)).max(initial=0))):
         shuffled = keys.shuffles(own + np.int64(epoch), longest)
         shuffled[~valid] = np.iinfo(np.uint64).max
         ranked = np.where(valid, np.argsort(shuffled, axis=1, kind="stable"), -1)
         most = int(passes.max(initial=0))
         padded = np.pad(ranked, ((0, 0), (0, most * width - longest)), constant_values=-1)
-        clients, step = np.nonzero(np.arange(most) < passes[:, None])
+        clients, step = np.nonzero(np.arange(most) < np.minimum(passes, steps - epoch * passes)[:, None])
         positions[clients, epoch * passes[clients] + step] = padded.reshape(len(sizes), most, width)[clients, step]
     return positions, steps

@@ -43,6 +43,25 @@ def test_every_pass_shows_every_sample_once(sizes, epochs, size, seed):
             assert sorted(row[row >= 0]) == list(range(samples))
 
 
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    count=st.integers(1, 30),
+    size=st.integers(0, 12),
+    seed=st.integers(0, 2**31),
+)
+@examples(deadline=None, max_examples=60)
+def test_a_number_of_steps_is_as_many_passes_broken_off_there(sizes, count, size, seed):
+    own = np.random.default_rng(seed).integers(-(2**62), 2**62, len(sizes))
+    batches = Batches(1, size, count)
+    positions, steps = order(batches, np.array(sizes), own)
+    assert steps.tolist() == [count] * len(sizes)
+    whole, _ = order(Batches(count, size), np.array(sizes), own)
+    assert (positions == whole[:, :count]).all()
+    for c, samples in enumerate(sizes):
+        assert batches.seen(samples) == (positions[c] >= 0).sum()
+        assert batches.passes(samples) == -(-count // Batches(1, size).steps(samples))
+
+
 def test_a_clients_order_depends_on_its_own_key_alone():
     """So that it does not matter who else is in the stack."""
     sizes, own = np.array([5, 17, 9]), np.array([11, 22, 33])

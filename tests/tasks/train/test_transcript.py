@@ -136,6 +136,20 @@ def test_the_private_batch_is_the_clients_data_each_sample_once_a_pass(data):
             assert sorted(one_pass[one_pass >= 0].tolist()) == list(range(context.samples))
 
 
+def test_of_a_pass_that_was_broken_off_the_private_batch_has_what_came_up(data):
+    train = TrainSettings(rounds=ROUND, cohort=len(SIZES), algorithm=FedAvg(steps=3, batch_size=4))
+    _, transcript, messages = recorded(data, train.algorithm, (), stack=1)
+    for message in messages:
+        context, private = message.context, transcript.private(message)
+        assert context.samples == len(private["y"]) == min(SIZES[context.client], 12)
+        assert private["order"].shape[0] == context.steps == 3
+        assert sorted(set(private["order"][private["order"] >= 0].tolist())) == list(range(context.samples))
+        with torch.no_grad():
+            expected = replayed(data, train, message, private)
+        for name, value in message.payload().items():
+            assert torch.equal(value, expected[name]), name
+
+
 @pytest.mark.parametrize(("algorithm", "uplink"), CASES)
 def test_a_messages_bytes_are_those_of_its_tensors_on_disk(data, algorithm, uplink):
     """A safetensors file is a length of 8 bytes, a header, and the tensors: as many bytes as the context says."""
