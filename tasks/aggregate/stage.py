@@ -35,7 +35,9 @@ def aggregate(params: "Params", artifacts: Path, tracker: "Tracker") -> None:
     settings, federation = params.aggregate, Federation.open(artifacts / "partition")
     network = build(params.model, federation.meta.shape, federation.meta.classes, params.seed)
     released = merged(settings, network, artifacts / "train")
-    evaluation, table = evaluate(settings, network, released, federation, params.seed)
+    own = artifacts / "train" / "personal.safetensors"
+    personal = read_tree(own) if own.exists() else {}
+    evaluation, table = evaluate(settings, network, released, federation, params.seed, personal)
     numbers = headline(evaluation)
     with publish(artifacts / "aggregate") as folder:
         write_tree(folder / "model.safetensors", released)
@@ -68,9 +70,18 @@ def merged(settings: AggregateSettings, network: Network, train: Path) -> Tree:
 
 
 def evaluate(
-    settings: AggregateSettings, network: Network, released: Tree, federation: Federation, seed: int
+    settings: AggregateSettings,
+    network: Network,
+    released: Tree,
+    federation: Federation,
+    seed: int,
+    personal: Tree | None = None,
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """The evaluation for people and machines to read, and the columns of the table with one row a client."""
+    """The evaluation for people and machines to read, and the columns of the table with one row a client.
+
+    ``personal`` are all clients' own models, stacked, where the training left each client one: they are what is
+    personalised unless ``settings`` name a way of their own.
+    """
     clients = chosen(federation.clients, settings.evaluate.clients, seed)
     scores = on_clients(network, released, federation, clients)
     name, tally = judged_on(settings.evaluate, scores)
@@ -82,11 +93,17 @@ def evaluate(
     }
     columns = {"client": clients, **_columns("", tally)}
     columns |= {**_columns("train_", scores.train), **_columns("validation_", scores.validation)}
-    if not isinstance(settings.personalise, NoPersonalisation):
-        groups = settings.personalise.adapt(network, released, federation, clients, seed)
+    fitted = not isinstance(settings.personalise, NoPersonalisation)
+    if fitted or personal:
+        groups = (
+            settings.personalise.adapt(network, released, federation, clients, seed)
+            if fitted
+            else ((clients[[i]], take(personal, torch.from_numpy(clients[[i]]))) for i in range(len(clients)))
+        )
         own = with_own_models(network, groups, federation, clients)
         enough = settings.evaluate.min_samples if name == "validation" else 1
-        evaluation["personalised"] = {"name": settings.personalise.name, **gain(scores.validation, own, enough)}
+        how = settings.personalise.name if fitted else "training"
+        evaluation["personalised"] = {"name": how, **gain(scores.validation, own, enough)}
         columns |= {"personalised_accuracy": own.accuracy, "personalised_loss": own.loss}
     return evaluation, columns
 

@@ -69,7 +69,8 @@ class Coordinator:
         self.train, self.plan, self.seed, self.data, self.workers = train, plan, seed, data, workers
         self.recorder, self.recorded, self.keep_uploads = recorder, recorded, keep_uploads
         self.memory_folder = memory_folder
-        self.server = train.algorithm.server_init(params, Setting(data.clients, train.cohort, train.rounds))
+        setting = Setting(data.clients, train.cohort, train.rounds)
+        self.server = train.topology.init(train.algorithm, params, setting)
         self.guard = train.privacy.init()
         self.rounds, self.releases, self.clock = 0, 0, 0.0
         self.participations, self.busiest = np.zeros(data.clients, np.int32), 0
@@ -79,7 +80,13 @@ class Coordinator:
     @property
     def model(self) -> Tree:
         """The global model."""
-        return tree.part(self.server, "model")
+        return self.train.topology.model(self.server)
+
+    def models(self, clients: np.ndarray) -> Tree:
+        """The own models of ``clients``, stacked; {} where all share the global one."""
+        kept = self.memories.get(f"{self.train.algorithm.name}/memory")
+        memory = kept.gather(clients) if kept else {}
+        return self.train.topology.models(self.train.algorithm, self.server, torch.from_numpy(clients), memory)
 
     def participation(self) -> Participation:
         """How clients were called so far, for the accountant."""
@@ -101,7 +108,7 @@ class Coordinator:
         self.rounds += 1
         self.ledger, self.seconds = Ledger(cohort=len(clients)), dict.fromkeys(PARTS, 0.0)
         elapsed, exchange = np.zeros(len(clients)), 0
-        method = self.train.algorithm.round(self.server, torch.from_numpy(clients))
+        method = self.train.topology.round(self.train.algorithm, self.server, torch.from_numpy(clients))
         request = next(method)
         while True:
             uploads, seconds = self._exchange(request, clients, exchange)
@@ -117,27 +124,29 @@ class Coordinator:
 
     def _exchange(self, request: Exchange, clients: np.ndarray, exchange: int) -> tuple[Uploads, np.ndarray]:
         """One request to ``clients``: their answers, and the virtual seconds that each took."""
-        work, shared = request.work, request.shared | tree.join(privacy=self.guard)
+        sent_down = request.shared | tree.join(privacy=self.guard)
+        work, shared, own = request.work, request.known | sent_down, request.kept | request.own
         self.participations[clients] += 1
         self.busiest = max(self.busiest, int(self.participations[clients].max(initial=0)))
-        empty = blank(work, shared, self.train.privacy)
+        empty = blank(work, shared, tree.map(lambda value: value.new_zeros(value.shape[1:]), own), self.train.privacy)
         memory = self._memory(f"{work.name}/memory", lambda: work.client_memory(shared))
         residual = self._memory(f"{work.name}/residual", lambda: Chain(self.train.uplink, empty.upload).memory())
         trains = work is self.train.algorithm
         watched = self._watch(clients) if trains and self.rounds in self.recorded else frozenset()
         keep = trains and self.keep_uploads(self.rounds)
+        groups = list(self._stacks(work, clients))
         jobs = [
             Job(
-                work, self.rounds, exchange, clients[group], tree.take(request.own, torch.from_numpy(group)),
+                work, self.rounds, exchange, clients[group], tree.take(own, torch.from_numpy(group)),
                 memory.gather(clients[group]), residual.gather(clients[group]), empty.upload,
-                tuple(i for i, client in enumerate(clients[group]) if client in watched), keep,
+                tuple(i for i, client in enumerate(clients[group]) if client in watched), keep or request.each,
             )
-            for group in self._stacks(work, clients)
+            for group in groups
         ]  # fmt: skip
         if watched:
             self.recorder.template(empty.upload)
             self.recorder.broadcast(self.rounds, shared)
-        total, notes, answers, each, sent = empty.upload, empty.note, [empty.answer], [], 0
+        total, notes, answers, each, size = empty.upload, empty.note, [empty.answer], [], 0
         results = zip(jobs, self._timed_wait(self.workers.run(shared, jobs)), strict=True)
         for job, result in results:
             with self._timed("aggregate"):
@@ -145,15 +154,17 @@ class Coordinator:
                 notes = tree.add(notes, tree.part(result.sums, "notes"))
                 answers.append(Answer(**result.answer))
                 each.append(result.each)
-                sent = result.bytes
+                size = result.bytes
                 memory.scatter(job.clients, result.memory)
                 residual.scatter(job.clients, result.residual)
                 self._record(job, shared, result.payloads, result.bytes)
         answer = Answer(*(torch.cat(field) for field in zip(*answers, strict=True)))
         if keep:
             self._keep(jobs, shared, answer, each)
-        down = np.full(len(clients), tree.nbytes(shared) + tree.nbytes(request.own) // max(len(clients), 1))
-        up = np.full(len(clients), sent)
+        down = np.full(len(clients), tree.nbytes(sent_down) + tree.nbytes(request.own) // max(len(clients), 1))
+        up = np.full(len(clients), size)
+        if request.links:
+            down, up = down + size * request.links.received.numpy(), size * request.links.sent.numpy()
         self._book(answer, float(shared["lr"]) if "lr" in shared else None, int(down.sum()), int(up.sum()))
         sums = Sums(total, notes, answer.weight.sum(), int(answer.accepted.sum()))
         noise = torch.tensor(keys.derive(self.seed, "noise", self.rounds, exchange))
@@ -162,7 +173,11 @@ class Coordinator:
         speeds = self.train.devices.speeds(clients, self.seed)
         seen = np.array([work.batches.seen(int(samples)) for samples in self.data.sizes[clients]])
         seconds = speeds.seconds(seen, down, up)
-        return Uploads(torch.from_numpy(clients), released.total, released.weight, released.count), seconds
+        uploads = Uploads(torch.from_numpy(clients), released.total, released.weight, released.count)
+        if request.each and groups:
+            back = torch.from_numpy(np.argsort(np.concatenate(groups)))
+            uploads = uploads._replace(each=tree.take(tree.concatenate(each), back), weights=answer.weight[back])
+        return uploads, seconds
 
     def _stacks(self, work: Work, clients: np.ndarray) -> Iterator[np.ndarray]:
         steps = np.array([work.batches.steps(int(samples)) for samples in self.data.sizes[clients]])
@@ -200,7 +215,7 @@ class Coordinator:
     def _keep(self, jobs: list[Job], shared: Tree, answer: Answer, each: list[Tree]) -> None:
         clients = np.concatenate([job.clients for job in jobs]) if jobs else np.zeros(0, np.int64)
         deltas = tree.part(tree.concatenate(each), "delta") if each else {}
-        self.uploads = tree.join(start=tree.part(shared, "model"), delta=deltas)
+        self.uploads = tree.join(start=tree.part(shared, "model") or self.model, delta=deltas)
         self.uploads |= {"weights": answer.weight, "clients": torch.from_numpy(clients)}
 
     def _book(self, answer: Answer, lr: float | None, down: int, up: int) -> None:

@@ -4,13 +4,13 @@ import contextlib
 import csv
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tasks import artifacts, keys, models
+from tasks import artifacts, keys, models, tree
 from tasks.models import Network
 from tasks.params import Params
 from tasks.partition.federation import Federation
@@ -26,6 +26,12 @@ from tasks.tree import Tree
 
 VALIDATION_SAMPLES = 10_000
 """The clients' validation samples that an evaluation looks at, at most."""
+PERSONAL_MODELS = 100
+"""The clients whose own models an evaluation looks at, at most."""
+SCORES = (
+    "test_loss", "test_accuracy", "validation_loss", "validation_accuracy",
+    "personal_test_accuracy", "personal_validation_accuracy",
+)  # fmt: skip
 
 
 def train(params: Params, folder: Path, tracker: Tracker) -> None:
@@ -61,6 +67,7 @@ class Run:
         self.checkpoints, self.tracker = checkpoints, tracker
         self.test = Scorer(network, data.test_x, data.test_y, np.arange(len(data.test_y)))
         self.validation = Scorer(network, data.x, data.y, _validation(data, params.seed))
+        self.personal = Personal(network, data)
         self.recorder = Recorder(checkpoints.transcript)
         self.coordinator = Coordinator(
             params.train, plan, params.seed, data, network.parameters, workers, self.recorder,
@@ -136,11 +143,12 @@ class Run:
 
     def _evaluate(self) -> dict:
         due = self.coordinator.rounds % self.train.evaluate_every == 0 or self.coordinator.rounds == self.train.rounds
-        empty = {"test_loss": None, "test_accuracy": None, "validation_loss": None, "validation_accuracy": None}
+        empty = dict.fromkeys(SCORES)
         if not due:
             return empty
         start, model = time.perf_counter(), self.coordinator.model
         scores = empty | self.test(model, "test") | self.validation(model, "validation")
+        scores |= self.personal(self.coordinator.models)
         self.coordinator.seconds["evaluate"] = time.perf_counter() - start
         return scores
 
@@ -186,6 +194,27 @@ class Scorer:
         return {f"{name}_loss": _finite(float(losses.mean())), f"{name}_accuracy": float(hits.mean())}
 
 
+class Personal:
+    """Accuracy of clients' own models: on the global test set, and each on its client's own validation samples."""
+
+    def __init__(self, network: Network, data: Federation):
+        self.network, self.data = network, data
+        self.clients = np.unique(np.linspace(0, data.clients - 1, min(data.clients, PERSONAL_MODELS)).astype(np.int64))
+        self.test = Scorer(network, data.test_x, data.test_y, np.arange(len(data.test_y)))
+
+    def __call__(self, models_of: Callable[[np.ndarray], Tree]) -> dict[str, float | None]:
+        if not models_of(self.clients[:1]):
+            return {}
+        test, own = [], []
+        for client in self.clients:
+            model = tree.take(models_of(np.array([client])), 0)
+            validation = Scorer(self.network, self.data.x, self.data.y, self.data.validation(int(client)))
+            test += self.test(model, "test").values()
+            own += validation(model, "own").values()
+        accuracies = {"test": test[1::2], "validation": own[1::2]}
+        return {f"personal_{name}_accuracy": float(np.mean(found)) for name, found in accuracies.items() if found}
+
+
 def recorded_rounds(train: TrainSettings) -> frozenset[int]:
     """The rounds whose messages are recorded, counted from 1."""
     named = {"first": 1, "last": train.rounds}
@@ -200,6 +229,8 @@ def summary(run: Run) -> dict:
         "accuracy": scored[-1]["test_accuracy"] if scored else None,
         "loss": scored[-1]["test_loss"] if scored else None,
         "best_accuracy": max((row["test_accuracy"] for row in scored), default=None),
+        "personal_test_accuracy": scored[-1]["personal_test_accuracy"] if scored else None,
+        "personal_validation_accuracy": scored[-1]["personal_validation_accuracy"] if scored else None,
         "rounds": last["round"],
         "stopped_early": last["round"] < run.train.rounds,
         "bytes_up": last["total_bytes_up"],
@@ -219,6 +250,8 @@ def publish(run: Run, folder: Path) -> None:
     with artifacts.publish(folder / "train") as draft:
         artifacts.write_tree(draft / "model.safetensors", run.coordinator.model)
         artifacts.write_tree(draft / "uploads.safetensors", run.coordinator.uploads)
+        if personal := run.coordinator.models(np.arange(run.coordinator.data.clients)):
+            artifacts.write_tree(draft / "personal.safetensors", personal)
         artifacts.write_lines(draft / "history.jsonl", run.history)
         artifacts.write_json(draft / "summary.json", result | {"privacy": run.train.privacy.name})
         # Workers leave no trace in a result, so they leave none in its record.

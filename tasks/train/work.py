@@ -13,6 +13,8 @@ from tasks import tree
 from tasks.models import Network
 from tasks.tree import Tree
 
+NOTHING: Tree = {}
+
 
 class Batches(NamedTuple):
     """How a client goes through its data: ``epochs`` passes in a fresh random order, ``size`` samples a step.
@@ -91,28 +93,46 @@ class Work(Protocol):
         """Each client's weight in the mean, from its number of samples ``[clients]``."""
 
 
-class Exchange(NamedTuple):
-    """A request of the server to the clients of a round.
+class Links(NamedTuple):
+    """Where there is no server: how many others each client sends its upload to, and how many uploads it receives,
+    int64 ``[clients]``."""
 
-    ``shared`` goes to every client; ``own`` is stacked, one slice a client, for what differs between them, {} if
-    nothing does.
+    sent: Tensor
+    received: Tensor
+
+
+class Exchange(NamedTuple):
+    """A request to the clients of a round.
+
+    ``shared`` goes to every client; ``own`` is stacked, one slice a client, for what differs between them. ``known``
+    and ``kept`` are the same two for what clients have already, from earlier messages or by themselves: it does not
+    travel. To its work a client's own entry takes the place of a shared one of the same name. ``each``: every upload is
+    wanted by itself, not only their sum. ``links``: where uploads go, if not to a server.
     """
 
     work: Work
     shared: Tree
-    own: Tree
+    own: Tree = NOTHING
+    known: Tree = NOTHING
+    kept: Tree = NOTHING
+    each: bool = False
+    links: Links | None = None
 
 
 class Uploads(NamedTuple):
     """The clients' answers, decoded, as the server has them.
 
     ``total`` is the weighted sum of the accepted uploads, ``weight`` the sum of their weights, ``count`` their number.
+    Where the exchange asked for ``each`` there are, in the order of ``clients``, the stacked uploads and their
+    ``weights`` ``[clients]``, 0 where rejected.
     """
 
     clients: Tensor
     total: Tree
     weight: Tensor
     count: int
+    each: Tree = NOTHING
+    weights: Tensor | None = None
 
     def mean(self) -> Tree:
         """The weighted mean of the accepted uploads."""

@@ -116,6 +116,10 @@ class FedAvg(Config):
         uploads = yield Exchange(self, shared, own)
         return self.server_update(server, uploads)
 
+    def personal(self, server: Tree, clients: Tensor, memory: Tree) -> Tree:
+        """The own models of ``clients``, stacked, where a method ends with such; ``memory`` is what they remember."""
+        return {}
+
     def server_update(self, server: Tree, uploads: Uploads) -> Tree:
         delta = tree.part(uploads.mean(), "delta")
         params, moments = self.server.apply(tree.part(server, "model"), delta, tree.part(server, "optimizer"))

@@ -222,7 +222,7 @@ class Stages:
 
     def _begin(self, shared: Tree, own: Tree, memory: Tree, ids: Tensor) -> ClientState:
         # The keys are mapped too, so that there is one stacked input even where clients have nothing of their own.
-        return vmap(lambda own, memory, _: self.client.work.client_init(shared, own, memory))(own, memory, ids)
+        return vmap(lambda own, memory, _: self.client.work.client_init(shared | own, own, memory))(own, memory, ids)
 
     def _finish(
         self,
@@ -329,10 +329,11 @@ class Blank(NamedTuple):
     answer: Answer
 
 
-def blank(work: Work, shared: Tree, privacy: Mechanism) -> Blank:
+def blank(work: Work, shared: Tree, own: Tree, privacy: Mechanism) -> Blank:
     """What an exchange starts to add up from, found by a client that has nothing to do."""
     with torch.no_grad():
-        state = work.client_init(shared, {}, work.client_memory(shared))
+        shared = shared | own
+        state = work.client_init(shared, own, work.client_memory(shared))
         upload, _ = work.client_final(shared, state._replace(steps=torch.ones_like(state.steps)))
         _, note = privacy.on_device(tree.part(shared, "privacy"), upload, torch.tensor(0))
     none = torch.zeros(0)

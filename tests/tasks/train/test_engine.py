@@ -151,7 +151,7 @@ def test_the_number_of_workers_does_not_touch_a_bit(data):
 
 def jobs_of(data, train: TrainSettings, shared: dict) -> list[Job]:
     """A round of all clients in stacks of two, none of whom took part before."""
-    like = blank(train.algorithm, shared, train.privacy).upload
+    like = blank(train.algorithm, shared, {}, train.privacy).upload
     memory = ClientMemory(train.algorithm.client_memory(shared), data.clients, data.path / "memory")
     residual = ClientMemory(Chain(train.uplink, like).memory(), data.clients, data.path / "residual")
     pairs = np.arange(data.clients)[::-1].reshape(-1, 2)
