@@ -60,15 +60,20 @@ class Table:
     def html(self) -> Markup:
         head = Markup().join(Markup('<th scope="col">{}</th>').format(name) for name in self.header)
         body = Markup().join(self._row(row) for row in self.rows)
-        # The frame scrolls where a phone is too narrow; it takes the focus so that a keyboard can scroll it too.
+        # On a phone columns of words stand below each other; numbers stay beside each other in a frame that scrolls,
+        # and that takes the focus so that a keyboard can scroll it too.
+        kind = "numeric" if self.numeric else "stacked" if len(self.header) > 2 else "words"
         return Markup(
-            '<div class="wide" role="region" aria-label="{caption}" tabindex="0"><table{kind}>'
+            '<div class="wide" role="region" aria-label="{caption}" tabindex="0"><table class="{kind}">'
             "<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        ).format(caption=self.caption, kind=Markup(' class="numeric"') if self.numeric else "", head=head, body=body)
+        ).format(caption=self.caption, kind=kind, head=head, body=body)
 
     def _row(self, row: Sequence[str]) -> Markup:
-        cells = Markup().join(Markup("<td>{}</td>").format(inline(cell)) for cell in row[1:])
-        return Markup('<tr><th scope="row">{}</th>{}</tr>').format(row[0], cells)
+        named = zip(self.header[1:], row[1:], strict=True)
+        cells = (Markup('<td data-column="{}">{}</td>').format(name, inline(cell)) for name, cell in named)
+        # Names such as membership/loss_threshold may break at their joints, and nowhere else.
+        name = Markup(re.sub(r"([/_])", r"\1<wbr>", str(escape(row[0]))))
+        return Markup('<tr><th scope="row">{}</th>{}</tr>').format(name, Markup().join(cells))
 
 
 @dataclass(frozen=True)

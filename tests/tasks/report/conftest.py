@@ -33,7 +33,7 @@ PARAMS = {
         "candidates": 60,
     },
 }
-VOID = {"meta", "img", "br", "hr", "link", "input"}
+VOID = {"meta", "img", "br", "hr", "link", "input", "wbr"}
 
 
 class Document(HTMLParser):

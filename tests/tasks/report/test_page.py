@@ -115,6 +115,15 @@ def test_seed_versions_revision_and_sources_are_there(finished, params, document
     assert "McMahan" in sources["fedavg"][1]
 
 
+def test_on_a_phone_where_a_table_loses_its_header_each_cell_names_its_column(page):
+    stacked = re.findall(r'<table class="stacked">.*?</table>', page, re.DOTALL)
+    assert stacked
+    for table in stacked:
+        header = re.findall(r'<th scope="col">(.*?)</th>', table)
+        for row in re.findall(r"<tr>(<th scope=\"row\">.*?)</tr>", table, re.DOTALL):
+            assert re.findall(r'<td data-column="(.*?)">', row) == header[1:]
+
+
 def test_the_same_run_gives_the_same_bytes(finished, params, page):
     assert made(Run(params, finished / "artifacts")) == page
 
