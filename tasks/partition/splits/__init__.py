@@ -5,10 +5,11 @@ from tasks.partition.splits.classes import Classes
 from tasks.partition.splits.column import Column
 from tasks.partition.splits.dirichlet import Dirichlet
 from tasks.partition.splits.division import Division
+from tasks.partition.splits.groups import Groups
 from tasks.partition.splits.iid import Iid
 from tasks.partition.splits.quantity import Quantity
 from tasks.partition.splits.shards import Shards
 
-Split = one_of(Iid, Dirichlet, Shards, Classes, Quantity, Column)
+Split = one_of(Iid, Dirichlet, Shards, Classes, Groups, Quantity, Column)
 
-__all__ = ["Classes", "Column", "Dirichlet", "Division", "Iid", "Quantity", "Shards", "Split"]
+__all__ = ["Classes", "Column", "Dirichlet", "Division", "Groups", "Iid", "Quantity", "Shards", "Split"]

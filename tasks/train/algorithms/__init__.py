@@ -2,10 +2,12 @@
 
 from tasks.config import one_of
 from tasks.train.algorithms.fedavg import FedAvg
+from tasks.train.algorithms.fedcac import FedCAC
+from tasks.train.algorithms.fedper import FedPer
 from tasks.train.algorithms.fedprox import FedProx
 from tasks.train.algorithms.fedspeed import FedSpeed
 from tasks.train.algorithms.scaffold import Scaffold
 
-Algorithm = one_of(FedAvg, FedProx, Scaffold, FedSpeed)
+Algorithm = one_of(FedAvg, FedProx, Scaffold, FedSpeed, FedPer, FedCAC)
 
-__all__ = ["Algorithm", "FedAvg", "FedProx", "FedSpeed", "Scaffold"]
+__all__ = ["Algorithm", "FedAvg", "FedCAC", "FedPer", "FedProx", "FedSpeed", "Scaffold"]

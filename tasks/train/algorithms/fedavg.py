@@ -110,10 +110,13 @@ class FedAvg(Config):
         factor = self.lr_schedule.factor(int(server["run/round"]), int(server["run/rounds"]))
         return tree.join(model=tree.part(server, "model")) | {"lr": torch.tensor(self.lr * factor)}, {}
 
+    def request(self, server: Tree, clients: Tensor) -> Exchange:
+        """What ``clients`` are asked to do in a round of one exchange."""
+        return Exchange(self, *self.broadcast(server, clients))
+
     def round(self, server: Tree, clients: Tensor) -> Generator[Exchange, Uploads, Tree]:
         """A round: yields requests to the clients, receives their uploads, returns the server's next state."""
-        shared, own = self.broadcast(server, clients)
-        uploads = yield Exchange(self, shared, own)
+        uploads = yield self.request(server, clients)
         return self.server_update(server, uploads)
 
     def personal(self, server: Tree, clients: Tensor, memory: Tree) -> Tree:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tasks.config import Refused
 from tasks.keys import generator
 from tasks.partition.index import filled, indexed
-from tasks.partition.splits import Classes, Column, Dirichlet, Division, Iid, Quantity, Shards
+from tasks.partition.splits import Classes, Column, Dirichlet, Division, Groups, Iid, Quantity, Shards
 
 
 def labels(samples: int, classes: int, seed: int = 0) -> np.ndarray:
@@ -28,6 +28,7 @@ divisions = st.one_of(
     st.floats(1e-3, 1e6).map(lambda alpha: Dirichlet(alpha=alpha)),
     st.integers(1, 3).map(lambda n: Shards(shards_per_client=n)),
     st.integers(1, 4).map(lambda n: Classes(classes_per_client=n)),
+    st.floats(0, 1).map(lambda s: Groups(groups=((0, 1), (1, 2)), shared=s)),
     st.floats(0, 10).map(lambda a: Quantity(exponent=a)),
     st.sampled_from(["label", "site"]).map(lambda by: Column(by=by)),
 )
@@ -186,3 +187,23 @@ def test_one_class_and_one_client_are_no_special_case():
     for division in (Iid(), Dirichlet(), Shards(), Classes(classes_per_client=1), Quantity(), Column()):
         assert isinstance(division, Division)
         assert (division.assign(np.zeros(7, int), {}, 1, generator(0)) == 0).all()
+
+
+def test_groups_hold_their_classes_and_share_the_rest():
+    y = np.repeat(np.arange(4), 120)
+    held = table(Groups(groups=((0, 1), (1, 2)), shared=0.25).assign(y, {}, 4, generator(0, "split")), y)
+    # A quarter of 120 over four clients; the rest over the two clients of one group, or over all where both hold it.
+    assert (np.abs(held[:, 3] - 30) <= 1).all(), "a class of no group is everybody's"
+    assert (np.abs(held[:, 1] - 30) <= 1).all(), "and so is one that all groups hold"
+    assert (np.abs(held[[0, 2], 0] - (7.5 + 45)) <= 1).all() and (np.abs(held[[1, 3], 0] - 7.5) <= 1).all()
+
+
+def test_groups_that_share_all_have_equal_histograms():
+    y = np.repeat(np.arange(3), 40)
+    held = table(Groups(groups=((0,), (1,)), shared=1).assign(y, {}, 5, generator(1, "split")), y)
+    assert (held == 8).all()
+
+
+def test_groups_of_classes_that_are_not_there_are_refused():
+    with pytest.raises(Refused, match=r"partition\.split\.groups = 9: the data have no such class"):
+        Groups(groups=((0, 9),)).assign(np.array([0, 1]), {}, 2, generator(0, "split"))
