@@ -119,6 +119,7 @@ def conflicts(params: Params) -> Iterator[str]:
             "(for instance [first, last]) and train.transcript.clients, or take those attacks out"
         )
     yield from check_chain(train.uplink, Momenta(train.algorithm.momentum, train.algorithm.server.momentum))
+    yield from params.partition.conflicts(promised=train.privacy.target_delta(clients) is not None)
     yield from train.privacy.conflicts(train.algorithm.weighting, train.sampling.name, train.cohort)
     yield from params.aggregate.conflicts(train)
 

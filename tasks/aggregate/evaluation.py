@@ -90,8 +90,9 @@ def on_clients(network: Network, model: Tree, federation: Federation, clients: n
         owner = np.repeat(rows, sizes)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         held_out = within >= federation.sizes[clients][owner]
-        losses, hits = _score(network, model, federation, np.concatenate(positions))
-        for part, mine in zip(parts, (~held_out, held_out), strict=True):
+        every = np.concatenate(positions)
+        losses, hits = _score(network, model, federation, every)
+        for part, mine in zip(parts, (~held_out & federation.measured(every), held_out), strict=True):
             part.samples += np.bincount(owner[mine], minlength=len(clients))
             part.losses += np.bincount(owner[mine], losses[mine], len(clients))
             part.hits += np.bincount(owner[mine], hits[mine], len(clients))

@@ -1,10 +1,11 @@
 """How different the clients are, in numbers: what ``card.json`` holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from tasks.partition.federation import Exchange
 from tasks.partition.index import Index
 
 CELLS = 1 << 22
@@ -23,7 +24,8 @@ class Card:
     of its label distribution p to that of all data g, sum |p - g| / 2, in 0..1; ``effective_classes`` exp of the
     entropy of p, in 1..classes. ``shown`` int64 client numbers, ``counts`` int64 [shown, classes] their histograms, and
     ``divergence`` [shown, shown] the Jensen-Shannon divergence of every pair in bits, in 0..1: 0 for equal
-    distributions, 1 where no class is shared. ``moved`` samples had to be moved to keep a minimum size.
+    distributions, 1 where no class is shared. ``moved`` samples had to be moved to keep a minimum size, ``synthetic``
+    were made by a refinement, for which ``exchange`` was sent.
     """
 
     labels: np.ndarray
@@ -34,6 +36,8 @@ class Card:
     counts: np.ndarray
     divergence: np.ndarray
     moved: int
+    synthetic: int = 0
+    exchange: Exchange = field(default_factory=Exchange)
 
     @property
     def gini(self) -> float:
@@ -61,6 +65,8 @@ class Card:
             "total_variation": _rounded(self.total_variation.mean()),
             "effective_classes": _rounded(self.effective_classes.mean()),
             "moved_samples": self.moved,
+            "synthetic_samples": self.synthetic,
+            **{f"exchange_{name}": value for name, value in self.exchange.model_dump().items()},
         }
 
     def content(self) -> dict[str, Any]:

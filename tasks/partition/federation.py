@@ -21,6 +21,15 @@ class Groups(Config):
     """the name of group 0, 1, ..."""
 
 
+class Exchange(Config):
+    """What clients and server sent each other before the training, all clients together."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    exposed_samples: int = 0
+    """samples that can be calculated exactly from what their owner sent"""
+
+
 class Meta(Config):
     """What the samples are: the content of ``meta.json``."""
 
@@ -38,6 +47,9 @@ class Meta(Config):
     groups: Groups | None = None
     features: tuple[str, ...] | None = None
     """the names of a table's columns after encoding"""
+    synthetic: int = 0
+    """so many samples at the end of ``x`` were made by a refinement: trained on, but nothing is judged on them"""
+    exchange: Exchange = Exchange()
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,10 @@ class Federation:
         """The positions in ``x`` of a client's validation samples: int64, possibly none."""
         start, stop = int(self.offsets[client]), int(self.offsets[client + 1])
         return np.array(self.indices[start + int(self.train_sizes[client]) : stop])
+
+    def measured(self, positions: np.ndarray) -> np.ndarray:
+        """Whether the samples at ``positions`` in ``x`` were measured, not made by a refinement: bool."""
+        return positions < self.meta.samples - self.meta.synthetic
 
     def _check(self) -> None:
         meta = self.meta

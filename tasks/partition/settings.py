@@ -1,9 +1,12 @@
 """The section ``partition`` of `params.yaml`."""
 
+from collections.abc import Iterator
+
 from pydantic import Field
 
 from tasks.config import Config
 from tasks.partition.datasets import Dataset, Digits
+from tasks.partition.refine import Refinement
 from tasks.partition.skews import NoSkew, Skew
 from tasks.partition.splits import Dirichlet, Split
 
@@ -15,7 +18,9 @@ class PartitionSettings(Config):
     clients: int = Field(100, ge=1, le=100_000_000, description="clients of the federation")
     split: Split = Field(Dirichlet(), description="which client owns which sample")
     skew: Skew = Field(NoSkew(), description="how the clients' samples differ for the same label")
-    refine: tuple[()] = Field((), description="methods that change the data before training; there are none yet")
+    refine: tuple[Refinement, ...] = Field(
+        (), description="methods that change the data before training, in this order; encoders first"
+    )
     validation_fraction: float = Field(0.1, ge=0, le=0.9, description="part of each client's samples that validates")
     test_fraction: float = Field(
         0.2, ge=0.01, le=0.9, description="part of every class set aside where no test set exists"
@@ -23,3 +28,12 @@ class PartitionSettings(Config):
     min_size: int = Field(2, ge=1, description="samples that every client has at least, moved from the largest")
     limit: int | None = Field(None, ge=2, description="use this many training samples only, drawn at random")
     test_limit: int | None = Field(None, ge=1, description="use this many test samples only, drawn at random")
+
+    def conflicts(self, promised: bool) -> Iterator[str]:
+        """What is wrong between fields; ``promised``: differential privacy is promised of the run."""
+        for i, refinement in enumerate(self.refine):
+            if promised and refinement.reads_data:
+                yield (
+                    f"partition.refine[{i}].name = {refinement.name!r}: reads clients' samples before the training, out "
+                    "of reach of train.privacy, so epsilon would promise too much; take it out, or train.privacy"
+                )

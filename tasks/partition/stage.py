@@ -1,5 +1,6 @@
 """Stage 1: reads a dataset, gives every sample to a client, and publishes ``artifacts/partition``."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import prod
@@ -8,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.artifacts import publish, write_json
-from tasks.keys import generator
+from tasks.artifacts import publish, read_array, write_json
+from tasks.keys import derive, generator
 from tasks.partition.card import measure
-from tasks.partition.federation import Groups, Meta
+from tasks.partition.federation import Exchange, Groups, Meta
 from tasks.partition.index import filled, indexed
 from tasks.partition.picture import draw
+from tasks.partition.refine import Partitioned, Wire
 from tasks.partition.samples import Rows, Samples
 
 if TYPE_CHECKING:
@@ -30,26 +32,13 @@ def partition(params: "Params", artifacts: Path, tracker: "Tracker") -> None:
     settings, seed = params.partition, params.seed
     samples = settings.dataset.load(seed, settings.test_fraction)
     samples = _limited(samples, settings.limit, settings.test_limit, seed)
-    settings.skew.check(samples.kind)
+    for change in (settings.skew, *settings.refine):
+        change.check(samples.kind)
     clients = settings.clients
     owner = settings.split.assign(samples.y, samples.columns, clients, generator(seed, "split"))
     owner, moved = filled(owner, clients, settings.min_size, generator(seed, "minimum size"))
     index = indexed(owner, clients, settings.validation_fraction, generator(seed, "order"))
-    card = measure(samples.y, index, len(samples.class_names), moved)
     groups, codes = _groups(samples)
-    meta = Meta(
-        dataset=settings.dataset.title,
-        kind=samples.kind,
-        shape=samples.shape,
-        classes=len(samples.class_names),
-        class_names=samples.class_names,
-        range=samples.range,
-        samples=len(samples.y),
-        test_samples=len(samples.test_y),
-        clients=clients,
-        groups=groups,
-        features=samples.features,
-    )
     channels = samples.shape[0] if samples.kind == "image" else 1
     marks = settings.skew.draw(clients, channels, generator(seed, "skew"))
     noise = generator(seed, "skew", "samples")
@@ -67,21 +56,72 @@ def partition(params: "Params", artifacts: Path, tracker: "Tracker") -> None:
         write_chunks(folder / "x.npy", dtype, (len(samples.y), *samples.shape), skewed())
         test = _chunks(samples.test_x, samples.shape)
         write_chunks(folder / "test_x.npy", dtype, (len(samples.test_y), *samples.shape), test)
-        arrays = {"y": samples.y, "test_y": samples.test_y, **codes, **index._asdict()}
+        data = Partitioned(
+            x=read_array(folder / "x.npy"),
+            y=samples.y,
+            test_x=read_array(folder / "test_x.npy"),
+            index=index,
+            kind=samples.kind,
+            classes=len(samples.class_names),
+            range=samples.range,
+            features=samples.features,
+            groups=codes.get("groups"),
+        )
+        data, exchange = refined(settings, data, seed, folder)
+        meta = Meta(
+            dataset=settings.dataset.title,
+            kind=data.kind,
+            shape=data.x.shape[1:],
+            classes=data.classes,
+            class_names=samples.class_names,
+            range=data.range,
+            samples=len(data.y),
+            test_samples=len(samples.test_y),
+            clients=clients,
+            groups=groups,
+            features=data.features,
+            synthetic=data.synthetic,
+            exchange=exchange,
+        )
+        arrays = {"y": data.y, "test_y": samples.test_y, **data.index._asdict()}
+        arrays |= {"groups": data.groups, "test_groups": codes["test_groups"]} if groups else {}
         for name, array in arrays.items():
             write_chunks(folder / f"{name}.npy", np.int64, array.shape, [array])
+        card = replace(measure(data.y, data.index, data.classes, moved), synthetic=data.synthetic, exchange=exchange)
+        content = card.content()
+        if settings.refine:
+            content["before_refinement"] = measure(samples.y, index, data.classes, moved).numbers()
         write_json(folder / "meta.json", meta.model_dump(mode="json"))
-        write_json(folder / "card.json", card.content())
+        write_json(folder / "card.json", content)
         draw(card, samples.class_names, _title(settings), folder / "card.svg")
     write_json(artifacts.parent / "metrics" / "partition.json", card.numbers())
     tracker.metrics(card.numbers())
     tracker.artifact(artifacts / "partition" / "card.svg")
 
 
+def refined(settings: "PartitionSettings", data: Partitioned, seed: int, folder: Path) -> tuple[Partitioned, Exchange]:
+    """The samples after all refinements, written into ``folder``, and what was sent for them, kept there too."""
+    wires = []
+    for i, refinement in enumerate(settings.refine):
+        wires.append(Wire(folder / "exchange" / f"{i}-{refinement.name}", data.clients))
+        data = refinement.refine(data, derive(seed, "refine", i), wires[-1])
+    if settings.refine:
+        for name, array in (("x", data.x), ("test_x", data.test_x)):
+            # Not over the old file, which may be mapped by what is written.
+            write_chunks(folder / "refined.npy", np.float32, array.shape, [array])
+            os.replace(folder / "refined.npy", folder / f"{name}.npy")
+    used = [wire for wire in wires if wire.up.any()]
+    if used:
+        write_json(folder / "exchange" / "index.json", [wire.content() for wire in used])
+    totals = [wire.total.model_dump() for wire in wires]
+    return data, Exchange(**{name: sum(total[name] for total in totals) for name in Exchange.model_fields})
+
+
 def _title(settings: "PartitionSettings") -> str:
     fields = settings.split.model_dump(exclude={"name"}).items()
     knobs = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields)
     skew = "" if settings.skew.name == "none" else f", {settings.skew.name} skew"
+    skew += "".join(f", {refinement.name}" for refinement in settings.refine)
     split = settings.split.name + (f" ({knobs})" if knobs else "")
     return f"{settings.dataset.title} over {settings.clients:,} clients: {split}{skew}"
 

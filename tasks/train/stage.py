@@ -153,7 +153,10 @@ class Run:
         return scores
 
     def _row(self, scores: dict) -> dict:
-        run, before = self.coordinator, self.history[-1] if self.history else {}
+        run, exchange = self.coordinator, self.coordinator.data.meta.exchange
+        # What was sent to refine the data is part of the price, so the totals begin with it.
+        begun = {"total_bytes_up": exchange.bytes_up, "total_bytes_down": exchange.bytes_down}
+        before = self.history[-1] if self.history else begun
         ledger, guard = run.ledger, self.train.privacy.clipped_at(run.guard)
         return {
             "round": run.rounds,
@@ -161,8 +164,8 @@ class Run:
             **scores,
             "bytes_up": ledger.bytes_up,
             "bytes_down": ledger.bytes_down,
-            "total_bytes_up": ledger.bytes_up + before.get("total_bytes_up", 0),
-            "total_bytes_down": ledger.bytes_down + before.get("total_bytes_down", 0),
+            "total_bytes_up": ledger.bytes_up + before["total_bytes_up"],
+            "total_bytes_down": ledger.bytes_down + before["total_bytes_down"],
             "virtual_seconds": run.clock,
             "epsilon": _finite(run.epsilon()),
             "clip_norm": guard,

@@ -106,7 +106,7 @@ OUT_OF_RANGE = [
     ("model", {"name": "custom", "path": "mine"}, "model.path = 'mine': must match pattern"),
     ("attack.defences", [], "attack.defences: must have at least 1 entries"),
     ("attack.messages", 0, "attack.messages = 0: must be greater than or equal to 1 or 'all'"),
-    ("partition.refine", [{"name": "x"}], "partition.refine: must have at most 0 entries"),
+    ("partition.refine", [{"name": "x"}], "partition.refine[0].name = 'x': unknown method (known: pca,"),
     ("aggregate.registry.alias", "v1", "aggregate.registry.alias = 'v1': MLflow keeps"),
 ]  # fmt: skip
 CONFLICTS = [

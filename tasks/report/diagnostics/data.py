@@ -16,12 +16,19 @@ def data(run: Run) -> Panel | None:
         f"{number(card['median_client'])} samples in the middle, {number(card['smallest_client'])} at least and "
         f"{number(card['largest_client'])} at most."
     )
+    if meta.synthetic:
+        text += f" Of the training samples {meta.synthetic:,} were made, not measured."
     rows = [
         ("classes that a client effectively has", number(card["effective_classes"])),
         ("total variation from all data (0 alike, 1 disjoint)", number(card["total_variation"])),
         ("Jensen-Shannon divergence of two clients (bits, 0 to 1)", number(card["label_divergence"])),
         ("Gini coefficient of the sizes (0 even)", number(card["size_gini"])),
     ]
+    if before := card.get("before_refinement"):
+        rows += [
+            ("total variation before the data were refined", number(before["total_variation"])),
+            ("Jensen-Shannon divergence before that", number(before["label_divergence"])),
+        ]
     blocks = [Text(text), Table("Means over the clients", ("measure", "value"), rows)]
     if picture := run.embedded("partition/card.svg"):
         alt = f"Labels, sizes and divergences of the clients. {text}"

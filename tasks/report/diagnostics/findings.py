@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from tasks.partition.federation import Exchange
 from tasks.report.amounts import count, duration, number, percent, size
 from tasks.report.page import Panel, Points, Tiles
 from tasks.report.recoveries import recoveries, sentences
@@ -50,6 +51,8 @@ def _points(run: Run) -> Iterator[tuple[str, str]]:
     if run.summary:
         yield "Price.", _price(run.summary)
         yield "Privacy.", _privacy(run.summary)
+    if run.meta and run.meta.exchange.bytes_up:
+        yield "Before the training.", _exchange(run.meta.exchange)
     for sentence in sentences(run):
         yield "Leakage.", sentence
     for row in run.membership:
@@ -92,6 +95,14 @@ def _price(summary: dict) -> str:
         f"{size(summary['bytes_up'])} went up and {size(summary['bytes_down'])} down in "
         f"{count(summary['rounds'], 'round')}, which took {duration(summary['virtual_seconds'])} on the devices' "
         "virtual clock."
+    )
+
+
+def _exchange(exchange: Exchange) -> str:
+    return (
+        f"To refine the data, {size(exchange.bytes_up)} of statistics went up and {size(exchange.bytes_down)} down, "
+        f"which the price includes. {count(exchange.exposed_samples, 'training sample')} can be calculated exactly "
+        "from what the owner sent."
     )
 
 

@@ -13,12 +13,15 @@ def price(run: Run) -> Panel | None:
     summary, rounds = run.summary, len(run.history)
     messages = sum(row["cohort"] for row in run.history)
     whole = 4 * summary["parameters"]
-    share = summary["bytes_up"] / messages / whole if messages and whole else None
+    up, down = sum(run.column("bytes_up")), sum(run.column("bytes_down"))
+    share = up / messages / whole if messages and whole else None
     rows = [
-        _spread("bytes up", summary["bytes_up"], rounds, messages),
-        _spread("bytes down", summary["bytes_down"], rounds, messages),
+        ("bytes up", size(summary["bytes_up"]), *_spread(up, rounds, messages)),
+        ("bytes down", size(summary["bytes_down"]), *_spread(down, rounds, messages)),
         ("virtual time", duration(summary["virtual_seconds"]), duration(summary["virtual_seconds"] / rounds), ""),
     ]
+    before = (("up", summary["bytes_up"] - up), ("down", summary["bytes_down"] - down))
+    rows += [(f"of these {way}, before the training", size(sent), "", "") for way, sent in before if sent]
     if run.timings:
         wall = sum(row["total"] for row in run.timings)
         rows.append(("wall clock of the simulation", duration(wall), duration(wall / len(run.timings)), ""))
@@ -43,5 +46,5 @@ def price(run: Run) -> Panel | None:
     return Panel("The price", blocks)
 
 
-def _spread(name: str, total: int, rounds: int, messages: int) -> tuple[str, str, str, str]:
-    return name, size(total), size(total / rounds), size(total / messages) if messages else ""
+def _spread(total: int, rounds: int, messages: int) -> tuple[str, str]:
+    return size(total / rounds), size(total / messages) if messages else ""

@@ -1,0 +1,11 @@
+"""Refinements: what changes the data before the training. To add one: a file here, and its name in the union."""
+
+from tasks.config import one_of
+from tasks.partition.refine.ggeur import GGEUR
+from tasks.partition.refine.pca import PCA
+from tasks.partition.refine.preparation import Partitioned, Preparation, Wire
+from tasks.partition.refine.random_features import RandomFeatures
+
+Refinement = one_of(PCA, RandomFeatures, GGEUR)
+
+__all__ = ["GGEUR", "PCA", "Partitioned", "Preparation", "RandomFeatures", "Refinement", "Wire"]
