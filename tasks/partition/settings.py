@@ -34,6 +34,6 @@ class PartitionSettings(Config):
         for i, refinement in enumerate(self.refine):
             if promised and refinement.reads_data:
                 yield (
-                    f"partition.refine[{i}].name = {refinement.name!r}: reads clients' samples before the training, out "
-                    "of reach of train.privacy, so epsilon would promise too much; take it out, or train.privacy"
+                    f"partition.refine[{i}].name = {refinement.name!r}: reads the clients' samples out of reach of "
+                    "train.privacy, so epsilon would promise too much; take it out, or train.privacy"
                 )

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import params
+from tasks import models, params
+from tasks.aggregate.evaluation import on_clients
 from tasks.artifacts import read_json, read_lines, read_tree
 from tasks.config import Refused
 from tasks.keys import generator
+from tasks.models.architectures import Logistic
 from tasks.partition.index import indexed
 from tasks.partition.refine import PCA, Partitioned, RandomFeatures, Wire
 from tasks.partition.stage import partition
@@ -187,3 +189,13 @@ def test_a_promise_of_privacy_does_not_stand_beside_open_statistics():
         else:
             with pytest.raises(Refused, match=r"partition.refine\[0\].name = 'pca': .*epsilon"):
                 params.build(document)
+
+
+def test_a_model_is_scored_on_measured_samples_alone(run):
+    federation = run(SECTION | {"refine": FILL})
+    network = models.build(Logistic(), federation.meta.shape, federation.meta.classes, 0)
+    scores = on_clients(network, network.parameters, federation, np.arange(8))
+    made = [(~federation.measured(federation.train(client))).sum() for client in range(8)]
+    assert sum(made) == federation.meta.synthetic > 0
+    assert np.array_equal(scores.train.samples, federation.sizes - made)
+    assert scores.all.samples.sum() == 400
