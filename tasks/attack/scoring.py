@@ -49,8 +49,8 @@ class Referee:
     seed : of the draw of the public samples and of the candidates.
     public, candidates : most samples of each (of members, and of others); see ``AttackSettings``.
 
-    Half of the test set belongs to the attacker. The candidates are training samples (members), and validation samples
-    and the other half of the test set (others), in random order.
+    Half of the test set belongs to the attacker. The candidates are training samples that were measured (members),
+    and validation samples and the other half of the test set (others), in random order.
     """
 
     def __init__(self, federation: Federation, transcript: Transcript | None, seed: int, public: int, candidates: int):
@@ -153,7 +153,7 @@ class Referee:
         data = self.federation
         place = np.arange(len(data.indices)) - np.repeat(data.offsets[:-1], data.owned)
         trained = place < np.repeat(data.train_sizes, data.owned)
-        members = rng.permutation(data.indices[trained])[:most]
+        members = rng.permutation(data.indices[trained & data.measured(data.indices)])[:most]
         held_out = data.indices[~trained]
         others, border = rng.permutation(len(held_out) + len(test))[:most], len(held_out)
         inside = held_out[others[others < border]]
