@@ -164,7 +164,7 @@ def show(
 def replicate(
     slug: Annotated[str | None, typer.Argument(help="A file of replications/; without it they are listed.")] = None,
     seeds: Annotated[str, typer.Option(metavar="0,1,2", help="Seeds in place of those of the file.")] = "",
-    all_: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="All of them whose data are there.")] = False,
     jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0 for one a core.")] = 0,
 ) -> None:
     """Run a paper's claim: baseline and method under an equal budget, over several seeds, and judge it.
@@ -172,17 +172,21 @@ def replicate(
     Goes on where it was stopped, and repeats nothing that has not changed. The numbers go to
     replications/results/ and the row to docs/replications.md.
     """
-    from flows import claims
-    from flows.replicate import listing, rows
+    from flows import cells, claims, verdicts
     from flows.replicate import replicate as measure
 
     main = _enter()
     if slug is None and not all_:
-        out.print(listing(main))
+        out.print(verdicts.listing(main))
         return
-    wanted = claims.slugs(main) if all_ else [str(slug)]
+    wanted = [] if slug is None else [slug]
+    for name in claims.slugs(main) if all_ else ():
+        if absent := cells.lacking(main, name, claims.load(main, name)):
+            out.print(f"{name} is left out: {absent}", markup=False, highlight=False)
+        else:
+            wanted.append(name)
     unjudged = measure(main, wanted, claims.seeds(seeds), jobs or len(os.sched_getaffinity(0)), out)
-    out.print(rows(main, wanted))
+    out.print(verdicts.rows(main, wanted))
     if unjudged:
         raise typer.Exit(1)
 

@@ -1,7 +1,11 @@
-"""`docs/parameters.md`, written from the types that `params.yaml` builds: ``python -m flows.reference``."""
+"""`docs/parameters.md` and `docs/methods.md`: ``python -m flows.reference``.
+
+Both are written from the types that `params.yaml` builds, and the second from the results of the replications too.
+"""
 
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +13,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from flows import verdicts
 from flows.pipelines import Pipelines
+from tasks.artifacts import write_text
 from tasks.config import Config
-from tasks.params import Params, places
+from tasks.params import Params, methods, places
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "parameters.md"
+PAGE = Path("docs") / "parameters.md"
+METHODS = Path("docs") / "methods.md"
 
 HEAD = """# Parameters
 
@@ -21,6 +28,59 @@ Every field of `params.yaml` and `pipelines.yaml`: its default, what is allowed,
 `python -m flows.reference` from the classes that the files build; a test checks that it is current. `fedloom show NAME`
 prints one method in the terminal.
 """
+
+METHODS_HEAD = """# Methods
+
+Everything that a place in `params.yaml` can be filled with: what it does, where it is from, its hyperparameters with
+their defaults, and what its [replication](replications.md) came to, where it has one. Bounds and meanings of all fields
+are in [parameters.md](parameters.md). Written by `python -m flows.reference`; a test checks that it is current.
+"""
+
+
+def write(main: Path) -> None:
+    """Writes both pages into a checkout."""
+    write_text(main / PAGE, page())
+    write_text(main / METHODS, methods_page(main))
+
+
+def methods_page(main: Path) -> str:
+    """One row a method, a table a place, as Markdown."""
+    said = _replicated(main)
+    blocks = [METHODS_HEAD.strip()]
+    for place, found in methods().items():
+        rows = [["name", "what it does", "source", "hyperparameters", "replication"]]
+        for cls in found:
+            summary, source = _said(cls)
+            verdict = "; ".join(said.get(f"{place}.{_name(cls)}", [])) or "–"
+            rows.append([f"`{_name(cls)}`", summary, source or "–", _knobs(cls) or "–", verdict])
+        blocks += [f"## `{place}`", verdicts.markdown(rows)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _replicated(main: Path) -> dict[str, list[str]]:
+    """What the replications came to, by the place and name of the methods that they are about."""
+    found: dict[str, list[str]] = {}
+    for slug, result in verdicts.results(main).items():
+        for method in result["about"]:
+            found.setdefault(method, []).append(f"[{slug}](replications.md#{slug}): {verdicts.verdict(result)}")
+    return found
+
+
+def _said(cls: type[Config]) -> tuple[str, str]:
+    """The sentence and the source of a method's docstring."""
+    text = (inspect.getdoc(cls) or "").replace("``", "`")
+    rest, _, source = text.partition("Source: ")
+    return " ".join(rest.partition("\n\n")[0].split()), " ".join(re.split(r"\n\n", source)[0].split())
+
+
+def _knobs(cls: type[Config]) -> str:
+    """The hyperparameters that a method brings with it, with their defaults; those of its base only where changed."""
+    bases = [base for base in cls.__mro__[1:] if issubclass(base, Config) and "name" in base.model_fields]
+    base = next((base for base in bases if not base.model_fields["name"].is_required()), None)
+    inherited = {name: _default(field) for name, field in base.model_fields.items()} if base else {}
+    own = {name: _default(field) for name, field in cls.model_fields.items() if name != "name"}
+    listed = [f"`{name}` {default}" for name, default in own.items() if inherited.get(name) != default]
+    return ", ".join(listed + [f"the rest as in `{_name(base)}`"] if base else listed)
 
 
 def page() -> str:
@@ -127,5 +187,5 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE.relative_to(Path.cwd()) if PAGE.is_relative_to(Path.cwd()) else PAGE)
+    write(Path(__file__).resolve().parents[1])
+    print(PAGE, METHODS, sep="\n")

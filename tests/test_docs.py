@@ -50,6 +50,7 @@ ELSEWHERE = {
     "python -m tasks.train": "tests/tasks/train/test_stage.py",
     "python -m tasks.<stage>": "tests/tasks/train/test_stage.py",
     "fedloom show": "tests/flows/test_cli.py",
+    "fedloom replicate": "tests/flows/test_replicate.py",
     "dvc metrics diff": "Makefile",
 }
 """Commands that are not run here, and the file whose tests run them."""
@@ -242,8 +243,9 @@ def test_the_readme_shows_params_yaml_as_it_is():
     assert build(YAML(typ="safe").load(own))
 
 
-def test_the_reference_of_parameters_is_current():
-    assert reference.PAGE.read_text() == reference.page(), "run `python -m flows.reference`"
+def test_the_reference_of_parameters_and_the_table_of_methods_are_current():
+    assert (ROOT / reference.PAGE).read_text() == reference.page(), "run `python -m flows.reference`"
+    assert (ROOT / reference.METHODS).read_text() == reference.methods_page(ROOT), "run `python -m flows.reference`"
 
 
 def test_the_history_has_the_columns_that_the_page_on_training_names(checkout):
