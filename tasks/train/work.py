@@ -145,6 +145,7 @@ class Setting(NamedTuple):
     clients: int
     cohort: int
     rounds: int
+    seed: int = 0
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from tasks.train.algorithms.fedcac import FedCAC
 from tasks.train.algorithms.fedper import FedPer
 from tasks.train.algorithms.fedprox import FedProx
 from tasks.train.algorithms.fedspeed import FedSpeed
+from tasks.train.algorithms.one_byte import OneByte
 from tasks.train.algorithms.scaffold import Scaffold
 
-Algorithm = one_of(FedAvg, FedProx, Scaffold, FedSpeed, FedPer, FedCAC)
+Algorithm = one_of(FedAvg, FedProx, Scaffold, FedSpeed, FedPer, FedCAC, OneByte)
 
-__all__ = ["Algorithm", "FedAvg", "FedCAC", "FedPer", "FedProx", "FedSpeed", "Scaffold"]
+__all__ = ["Algorithm", "FedAvg", "FedCAC", "FedPer", "FedProx", "FedSpeed", "OneByte", "Scaffold"]
