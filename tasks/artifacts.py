@@ -155,12 +155,24 @@ def write_tree(path: Path, tree: Tree, **notes: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The format sorts its tensors; the header keeps the tree's own order, which a flattened vector relies on.
         header = {"names": json.dumps(list(tree)), **notes}
-        save_file({name: value.detach().cpu().contiguous() for name, value in tree.items()}, draft, metadata=header)
+        save_file(_apart(tree), draft, metadata=header)
         draft.chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(draft, path)
     except (OSError, SafetensorError) as error:
         _discard(draft)
         raise unwritable(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+
+
+def _apart(tree: Tree) -> Tree:
+    """The tensors on the CPU, none of them on the memory of another, which the format refuses."""
+    taken: set[int] = set()
+    apart = {}
+    for name, value in tree.items():
+        value = value.detach().cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if memory in taken else value
+        taken.add(memory)
+    return apart
 
 
 def read_tree(path: Path) -> Tree:

@@ -114,3 +114,10 @@ def test_a_full_disk_is_said_in_one_line(tmp_path):
     os.symlink("/dev/full", tmp_path / f".x.json.{os.getpid()}.partial")
     with pytest.raises(Refused, match=r"x.json: cannot be written \(No space left on device\)"):
         artifacts.write_json(tmp_path / "x.json", {"a": 1})
+
+
+def test_tensors_on_one_memory_are_written_each_for_itself(tmp_path):
+    value = torch.arange(6.0)
+    write_tree(tmp_path / "t", {"a": value, "b": value, "c": value[2:]})
+    read = read_tree(tmp_path / "t")
+    assert read["a"].equal(value) and read["b"].equal(value) and read["c"].equal(value[2:])
