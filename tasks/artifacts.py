@@ -168,9 +168,9 @@ def _apart(tree: Tree) -> Tree:
     taken: set[int] = set()
     apart = {}
     for name, value in tree.items():
-        value = value.detach().cpu().contiguous()
-        memory = value.untyped_storage().data_ptr()
-        apart[name] = value.clone() if memory in taken else value
+        plain = value.detach().cpu().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        apart[name] = plain.clone() if memory in taken else plain
         taken.add(memory)
     return apart
 

@@ -118,6 +118,6 @@ def test_a_full_disk_is_said_in_one_line(tmp_path):
 
 def test_tensors_on_one_memory_are_written_each_for_itself(tmp_path):
     value = torch.arange(6.0)
-    write_tree(tmp_path / "t", {"a": value, "b": value, "c": value[2:]})
-    read = read_tree(tmp_path / "t")
+    artifacts.write_tree(tmp_path / "t", {"a": value, "b": value, "c": value[2:]})
+    read = artifacts.read_tree(tmp_path / "t")
     assert read["a"].equal(value) and read["b"].equal(value) and read["c"].equal(value[2:])
