@@ -102,11 +102,7 @@ def build(data: Any, file: str = FILE) -> Params:
 def conflicts(params: Params) -> Iterator[str]:
     """What is wrong between fields that are fine one by one."""
     train, clients = params.train, params.partition.clients
-    reads, dataset = params.model.reads_tokens, params.partition.dataset
-    if reads is not None and reads != dataset.tokens:
-        samples = "tokens" if dataset.tokens else "numbers"
-        fitting = ", ".join(_names([m for m in methods()["model"] if m.reads_tokens in (None, dataset.tokens)]))
-        yield f"model.name = {params.model.name!r}: dataset {dataset.name!r} has samples of {samples}; use {fitting}"
+    yield from _misfits(params)
     if train.cohort > clients:
         yield f"train.cohort = {train.cohort}: must be at most partition.clients = {clients}"
     for i, round_ in enumerate(train.transcript.rounds):
@@ -122,6 +118,18 @@ def conflicts(params: Params) -> Iterator[str]:
     yield from params.partition.conflicts(promised=train.privacy.target_delta(clients) is not None)
     yield from train.privacy.conflicts(train.algorithm.weighting, train.sampling.name, train.cohort)
     yield from params.aggregate.conflicts(train)
+
+
+def _misfits(params: Params) -> Iterator[str]:
+    """What cannot take the kind of samples that the dataset has; an encoder makes a table of images."""
+    dataset, skew, model = params.partition.dataset, params.partition.skew, params.model
+    has = f"dataset {dataset.name!r} has {' or '.join(dataset.kinds)} data"
+    if not set(dataset.kinds) & set(skew.kinds):
+        yield f"partition.skew.name = {skew.name!r}: {has}; it works on {' and '.join(skew.kinds)} data"
+    kinds = {*dataset.kinds, *(("table",) if params.partition.refine else ())}
+    if not kinds & set(model.reads):
+        fitting = _names([other for other in methods()["model"] if kinds & set(other.reads)])
+        yield f"model.name = {model.name!r}: {has}; use {', '.join(fitting)}"
 
 
 def explained(error: ValidationError, data: Any, root: type[Config] = Params) -> list[str]:
@@ -158,7 +166,9 @@ def explain(detail: dict[str, Any], data: Any, root: type[Config] = Params) -> t
     found = str(found) if isinstance(found, Path) else found
     place = path if isinstance(found, dict | list) or kind == "extra_forbidden" else f"{path} = {found!r}"
     if kind == "union_tag_invalid":
-        return f"{path}.name = {found['name']!r}", f"unknown method{_nearest(context['tag'], _names(options))}"
+        named = found["name"]
+        hint = _nearest(named, _names(options)) if isinstance(named, str) else _known(_names(options))
+        return f"{path}.name = {named!r}", f"unknown method{hint}"
     if kind == "extra_forbidden":
         allowed = f"unknown field{_nearest(str(detail['loc'][-1]), list(owner.model_fields) if owner else [])}"
     elif kind == "missing":

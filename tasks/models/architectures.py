@@ -22,9 +22,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Architecture(Config):
-    """The base of all networks. ``reads_tokens``: whether samples must be tokens, or numbers; None if only it knows."""
+    """The base of all networks. ``reads`` is what samples it can be built for."""
 
-    reads_tokens: ClassVar[bool | None] = False
+    reads: ClassVar[tuple[str, ...]] = ("image", "table")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """The module for samples of ``shape``, with one output a class."""
@@ -58,6 +58,7 @@ class MLP(Architecture):
 class CNN(Architecture):
     """Two convolutions, each with an activation and a pooling by two, then a linear layer (LeNet's shape)."""
 
+    reads: ClassVar[tuple[str, ...]] = ("image",)
     name: Literal["cnn"] = "cnn"
     width: int = Field(16, ge=1, description="channels of the first convolution; the second has twice as many")
     kernel: int = Field(3, ge=1, le=11, description="side of the kernels, odd")
@@ -109,6 +110,7 @@ class ResNet(Architecture):
     al., "The Non-IID Data Quagmire of Decentralized Machine Learning", ICML 2020, section 5.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("image",)
     name: Literal["resnet"] = "resnet"
     width: int = Field(16, ge=1, description="channels of the first group of blocks; each further group doubles them")
     blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -179,7 +181,7 @@ class Transformer(Architecture):
     """
 
     name: Literal["transformer"] = "transformer"
-    reads_tokens: ClassVar[bool | None] = True
+    reads: ClassVar[tuple[str, ...]] = ("text",)
     width: int = Field(64, ge=1, description="width of the residual stream")
     heads: int = Field(4, ge=1, description="attention heads; divides the width")
     blocks: int = Field(2, ge=1, description="transformer blocks")
@@ -200,7 +202,7 @@ class Custom(Architecture):
     """
 
     name: Literal["custom"] = "custom"
-    reads_tokens: ClassVar[bool | None] = None
+    reads: ClassVar[tuple[str, ...]] = ("image", "table", "text")
     path: str = Field(pattern=r"^[\w.]+:\w+$", description="package.module:Class, importable from the project's folder")
     options: dict[str, Any] = Field({}, description="keyword arguments of the class")
     batch_norm: Literal["refuse", "group_norm"] = Field(

@@ -1,7 +1,7 @@
 """A plain stack of convolutions, as deep as one likes."""
 
 import itertools
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -18,6 +18,7 @@ class ConvNet(Architecture):
     its activation can be varied one at a time.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("image",)
     name: Literal["convnet"] = "convnet"
     channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (8, 16, 16), min_length=1, description="channels of each convolution"

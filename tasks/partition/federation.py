@@ -30,11 +30,14 @@ class Exchange(Config):
     """samples that can be calculated exactly from what their owner sent"""
 
 
+Kind = Literal["image", "table", "text"]
+
+
 class Meta(Config):
     """What the samples are: the content of ``meta.json``."""
 
     dataset: str
-    kind: Literal["image", "table", "text"]
+    kind: Kind
     shape: tuple[int, ...]
     """of one sample; images are channels, height, width"""
     classes: int

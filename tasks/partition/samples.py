@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from tasks.config import Config, Refused
+from tasks.partition.federation import Kind
 
 FIELD = "params.yaml: partition.dataset"
 """Where a refused dataset was named."""
@@ -44,7 +45,7 @@ class Samples:
     y: np.ndarray
     test_x: Rows
     test_y: np.ndarray
-    kind: Literal["image", "table", "text"]
+    kind: Kind
     shape: tuple[int, ...]
     class_names: tuple[str, ...]
     range: tuple[float, float] | None = None
@@ -55,9 +56,9 @@ class Samples:
 
 
 class Source(Config):
-    """The base of all datasets. ``tokens`` says whether a sample is made of tokens rather than numbers."""
+    """The base of all datasets. ``kinds`` is what its samples may be, as far as the settings alone can tell."""
 
-    tokens: ClassVar[bool] = False
+    kinds: ClassVar[tuple[Kind, ...]] = ("image", "table")
 
     @property
     def title(self) -> str:

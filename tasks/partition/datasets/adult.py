@@ -1,12 +1,13 @@
 """UCI Adult: the census table that fairness work is measured on."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from tasks.partition.encoding import encoded
+from tasks.partition.federation import Kind
 from tasks.partition.samples import Rows, Samples, Source
 from tasks.partition.sources import damaged, existing
 
@@ -28,6 +29,7 @@ class Adult(Source):
     Source: Becker and Kohavi, "Adult", UCI, 1996.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("table",)
     name: Literal["adult"] = "adult"
     path: Path = Field(Path("data/adult"), description="the folder, relative to params.yaml")
     group: Literal["sex", "race"] = Field("sex", description="the sensitive attribute to publish as groups")

@@ -1,11 +1,12 @@
 """The small datasets that come with scikit-learn, for a run without a download."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from tasks.keys import generator
 from tasks.partition.encoding import Standard
+from tasks.partition.federation import Kind
 from tasks.partition.samples import Rows, Samples, Source, hold_out
 
 
@@ -15,6 +16,7 @@ class Digits(Source):
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998; bundled with scikit-learn.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("image",)
     name: Literal["digits"] = "digits"
 
     def load(self, seed: int, test_fraction: float) -> Samples:
@@ -42,6 +44,7 @@ class BreastCancer(Source):
     Source: Wolberg et al., "Breast Cancer Wisconsin (Diagnostic)", UCI, 1995; bundled with scikit-learn.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("table",)
     name: Literal["breast_cancer"] = "breast_cancer"
 
     def load(self, seed: int, test_fraction: float) -> Samples:
@@ -56,6 +59,7 @@ class Wine(Source):
     Source: Aeberhard and Forina, "Wine", UCI, 1992; bundled with scikit-learn.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("table",)
     name: Literal["wine"] = "wine"
 
     def load(self, seed: int, test_fraction: float) -> Samples:

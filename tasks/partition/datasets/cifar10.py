@@ -1,12 +1,13 @@
 """CIFAR-10, from its published binary version or from an archive of arrays."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from tasks.config import Refused
+from tasks.partition.federation import Kind
 from tasks.partition.samples import FIELD, Rows, Samples, Source
 from tasks.partition.sources import damaged, existing, npz_array, npz_names, pixels
 
@@ -26,6 +27,7 @@ class Cifar10(Source):
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("image",)
     name: Literal["cifar10"] = "cifar10"
     path: Path = Field(Path("data/cifar-10-batches-bin"), description="the folder or the .npz, relative to params.yaml")
 

@@ -5,13 +5,14 @@ import math
 import re
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from tasks.config import Refused
 from tasks.keys import generator
+from tasks.partition.federation import Kind
 from tasks.partition.samples import FIELD, Located, Rows, Samples, hold_out, numbered
 from tasks.partition.sources import damaged, existing, pixels
 
@@ -28,6 +29,7 @@ class Idx(Located):
     Source: the format is LeCun, Cortes and Burges, "The MNIST database of handwritten digits", 1998.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("image",)
     name: Literal["idx"] = "idx"
     path: Path = Field(Path("data/mnist"), description="the folder, relative to params.yaml")
 

@@ -1,13 +1,14 @@
 """The user's own pictures."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from tasks.config import Refused
 from tasks.keys import generator
+from tasks.partition.federation import Kind
 from tasks.partition.samples import FIELD, Located, Rows, Samples, hold_out
 from tasks.partition.sources import damaged, existing
 
@@ -20,6 +21,7 @@ class ImageFolder(Located):
     Every picture is scaled to ``size`` by ``size`` pixels, in [0, 1]. Pictures are opened when they are needed.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("image",)
     name: Literal["image_folder"] = "image_folder"
     path: Path = Field(description="the folder of class folders, relative to params.yaml")
     size: int = Field(32, ge=4, le=1024, description="pixels on a side")

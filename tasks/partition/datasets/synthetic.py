@@ -1,11 +1,12 @@
 """Data drawn on purpose to differ between clients."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from tasks.keys import generator
+from tasks.partition.federation import Kind
 from tasks.partition.samples import Rows, Samples, Source, hold_out
 
 
@@ -21,6 +22,7 @@ class Synthetic(Source):
     variances there.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("table",)
     name: Literal["synthetic"] = "synthetic"
     alpha: float = Field(1.0, ge=0, le=100, description="how much the clients' models differ")
     beta: float = Field(1.0, ge=0, le=100, description="how much the clients' inputs differ")

@@ -1,7 +1,7 @@
 """The user's own tables."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -9,6 +9,7 @@ from pydantic import Field
 from tasks.config import Refused
 from tasks.keys import generator
 from tasks.partition.encoding import encoded
+from tasks.partition.federation import Kind
 from tasks.partition.samples import FIELD, Located, Rows, Samples, coded, hold_out
 from tasks.partition.sources import damaged, existing
 
@@ -29,6 +30,7 @@ class Table(Located):
     fill`` puts the column's training mean (text: a category of its own), ``missing: drop`` leaves the row out.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("table",)
     name: Literal["table"] = "table"
     path: Path = Field(description="the .csv, .tsv or .parquet file, relative to params.yaml")
     test_path: Path | None = Field(None, description="a file of the same columns for the test set")

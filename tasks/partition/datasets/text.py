@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from tasks.config import Refused
+from tasks.partition.federation import Kind
 from tasks.partition.samples import FIELD, Located, Rows, Samples
 from tasks.partition.sources import damaged
 
@@ -23,7 +24,7 @@ class Text(Located):
     """
 
     name: Literal["text"] = "text"
-    tokens: ClassVar[bool] = True
+    kinds: ClassVar[tuple[Kind, ...]] = ("text",)
     path: Path = Field(description="a .txt file, or a folder of them")
     window: int = Field(40, ge=1, le=4096, description="characters that a sample shows")
     stride: int = Field(10, ge=1, description="characters from one window to the next")

@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from tasks import tree
 from tasks.artifacts import write_tree
 from tasks.config import Config, Refused
-from tasks.partition.federation import Exchange
+from tasks.partition.federation import Exchange, Kind
 from tasks.partition.index import Index
-
-Kind = Literal["image", "table", "text"]
 
 RECORDED = 1000
 """Clients whose message is kept, the first ones."""

@@ -64,11 +64,17 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         build({"partition": {"dataset": {"name": "text", "path": "x.txt", "speaker": "("}}})
 
 
-def test_a_network_of_numbers_is_refused_on_tokens_and_the_other_way_round():
-    with pytest.raises(ParamsRefused, match="has samples of tokens; use transformer, custom"):
+def test_what_cannot_take_the_kind_of_samples_is_refused_before_anything_runs():
+    with pytest.raises(ParamsRefused, match="dataset 'text' has text data; use transformer, custom"):
         build({"partition": {"dataset": {"name": "text", "path": "x.txt"}}})
-    with pytest.raises(ParamsRefused, match="has samples of numbers"):
+    with pytest.raises(ParamsRefused, match="model.name = 'transformer': dataset 'digits' has image data"):
         build({"model": {"name": "transformer"}})
+    wine = {"dataset": {"name": "wine"}, "skew": {"name": "rotation"}, "clients": 10}
+    with pytest.raises(ParamsRefused) as refused:
+        build({"partition": wine, "model": {"name": "cnn"}})
+    assert [problem.split(" = ")[0] for problem in refused.value.problems] == ["partition.skew.name", "model.name"]
+    # The arrays in a .npz may be either: the stage itself looks.
+    assert build({"partition": {"dataset": {"name": "npz", "path": "x.npz"}}})
 
 
 def test_the_transformer_does_not_look_ahead():
