@@ -33,6 +33,14 @@ def peak(pid: int) -> int | None:
     return total * 1024 or None
 
 
+def own(pid: int) -> int | None:
+    """Bytes of a process and its descendants that are not pages of files, None where the system does not say.
+
+    What a file lends is given back when another needs it; this is what would be missing."""
+    texts = [_read(PROC / str(member) / "smaps_rollup") for member in family(pid)] if PROC.exists() else []
+    return sum(_field(text, "Pss_Anon") for text in texts if "Pss_Anon" in text) * 1024 or None
+
+
 def _field(text: str, name: str) -> int:
     return int(re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE)[1])
 

@@ -72,7 +72,11 @@ def prepare(workload: Workload, cache: Path = CACHE) -> Path:
         limit=workload.limit,
     )
     partition(Params(seed=SEED, partition=settings, model=workload.model), home / "artifacts", Silent("partition"))
-    folder = home / "artifacts" / "partition"
+    return completed(workload, home / "artifacts" / "partition")
+
+
+def completed(workload: Workload, folder: Path) -> Path:
+    """The folder of a partition with what makes it a job: what to do, the weights to start from, and the cohorts."""
     data = Federation.open(folder)
     network = models.build(workload.model, data.meta.shape, data.meta.classes, SEED)
     np.savez(folder / "initial.npz", **{name: value.numpy() for name, value in network.parameters.items()})

@@ -1,6 +1,7 @@
 """Fedloom: its coordinator and its workers, as the train stage runs them; evaluation and checkpoints left out."""
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 
@@ -11,13 +12,11 @@ from pydantic import TypeAdapter
 from benchmarks.contenders.contract import Job, Session
 from tasks import models
 from tasks.partition.federation import Federation
-from tasks.train.algorithms import FedAvg
 from tasks.train.coordinator import Coordinator
-from tasks.train.engine.plan import resolve, workload
+from tasks.train.engine.plan import Plan, resolve, workload
 from tasks.train.engine.program import Blueprint
 from tasks.train.engine.workers import Workers, hire
-from tasks.train.sampling import UniformSampling
-from tasks.train.settings import Engine, TrainSettings
+from tasks.train.settings import TrainSettings
 from tasks.train.transcript import Recorder
 
 LONG_RUN = 10_000
@@ -25,22 +24,24 @@ LONG_RUN = 10_000
 
 
 class Fedloom:
-    """The job under Fedloom's engine."""
+    """The job under Fedloom's engine.
 
-    def __init__(self, job: Job, engine: Engine):
+    ``changes`` are fields of the section ``train`` of `params.yaml` that differ from the job's FedAvg; within
+    ``algorithm`` and ``engine`` they are merged field by field.
+    """
+
+    def __init__(self, job: Job, changes: dict | None = None):
         self.job, self.data = job, Federation.open(job.folder)
-        self.train = TrainSettings(
-            rounds=LONG_RUN,
-            cohort=job.cohort,
-            sampling=UniformSampling(),
-            algorithm=FedAvg(lr=job.lr, batch_size=job.batch),
-            engine=engine,
-        )
-        model = TypeAdapter(models.Model).validate_python(job.model)
-        network = models.build(model, self.data.meta.shape, self.data.meta.classes, job.seed)
-        work = workload(self.train, network, self.data.meta.shape, self.data.x.dtype, self.data.sizes)
-        self.plan = resolve(engine, work)
-        self.blueprint = Blueprint(job.folder.resolve(), model, self.train, self.plan, job.seed)
+        self.train = settings(job, changes or {})
+        self.model = TypeAdapter(models.Model).validate_python(job.model)
+        self.network = models.build(self.model, self.data.meta.shape, self.data.meta.classes, job.seed)
+        self.plan = self.ruled(self.train.rounds)
+        self.blueprint = Blueprint(job.folder.resolve(), self.model, self.train, self.plan, job.seed)
+
+    def ruled(self, rounds: int) -> Plan:
+        """The plan for a run of so many rounds."""
+        train, shape = self.train.model_copy(update={"rounds": rounds}), self.data.meta.shape
+        return resolve(train.engine, workload(train, self.network, shape, self.data.x.dtype, self.data.sizes))
 
     def coordinator(self, workers: Workers, folder: Path) -> Coordinator:
         start = {name: torch.from_numpy(value) for name, value in self.job.initial.items()}
@@ -50,6 +51,14 @@ class Fedloom:
         )
 
 
+def settings(job: Job, changes: dict) -> TrainSettings:
+    """The section ``train`` of the job, with ``changes``."""
+    algorithm = {"name": "fedavg", "lr": job.lr, "batch_size": job.batch} | changes.get("algorithm", {})
+    engine = {"workers": 0} | changes.get("engine", {})
+    fields = {"rounds": LONG_RUN, "cohort": job.cohort} | changes | {"algorithm": algorithm, "engine": engine}
+    return TrainSettings.model_validate_json(json.dumps(fields), strict=True)
+
+
 def parameters(coordinator: Coordinator) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in coordinator.model.items()}
 
@@ -57,11 +66,10 @@ def parameters(coordinator: Coordinator) -> dict[str, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("job", type=Path)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--train", type=json.loads, default={}, help="changes of the section `train`, as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)  # as the train stage does
-    fedloom = Fedloom(Job(options.job), Engine(workers=options.workers, compile=options.compile))
+    fedloom = Fedloom(Job(options.job), options.train)
     plan = ", ".join(f"{name} {value}" for name, value in fedloom.plan._asdict().items())
     session = Session({"torch": torch.__version__, "plan": plan})
     with tempfile.TemporaryDirectory() as folder, hire(fedloom.blueprint) as workers:
