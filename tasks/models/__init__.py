@@ -6,9 +6,10 @@ from tasks.config import one_of
 from tasks.keys import derive
 from tasks.models.architectures import CNN, MLP, Custom, Logistic, ResNet, Transformer
 from tasks.models.convnet import ConvNet
+from tasks.models.hyper import Hyper
 from tasks.models.network import Network, score
 
-Model = one_of(Logistic, MLP, CNN, ConvNet, ResNet, Transformer, Custom)
+Model = one_of(Logistic, MLP, CNN, ConvNet, ResNet, Transformer, Hyper, Custom)
 
 __all__ = ["Model", "Network", "build", "score"]
 

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -198,16 +199,24 @@ class Transformer(Architecture):
 class Custom(Architecture):
     """Your own ``torch.nn.Module``, by import path.
 
-    The class is called with ``options``; where it takes ``shape`` or ``classes``, it gets those of the data.
+    The class is called with ``options``; where it takes ``shape`` or ``classes``, it gets those of the data. Lazy
+    layers get their sizes from a trial batch, whose outputs must be one number a class.
     """
 
     name: Literal["custom"] = "custom"
     reads: ClassVar[tuple[str, ...]] = ("image", "table", "text")
-    path: str = Field(pattern=r"^[\w.]+:\w+$", description="package.module:Class, importable from the project's folder")
+    path: str = Field(description="package.module:Class, importable from the project's folder")
     options: dict[str, Any] = Field({}, description="keyword arguments of the class")
     batch_norm: Literal["refuse", "group_norm"] = Field(
         "refuse", description="what to do about batch norm: refuse it, or put group norm in its place"
     )
+
+    @field_validator("path")
+    @classmethod
+    def _importable(cls, path: str) -> str:
+        if not re.fullmatch(r"[\w.]+:\w+", path):
+            raise ValueError("must be of the form package.module:Class, as in mymodels:Net of mymodels.py")
+        return path
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         where, (module, cls) = "params.yaml: model.path", self.path.split(":")
@@ -223,7 +232,28 @@ class Custom(Architecture):
             raise Refused("params.yaml: model.options", self.options, f"do not fit {cls} ({error})") from error
         if not isinstance(network, nn.Module):
             raise Refused(where, self.path, "must give a torch.nn.Module")
-        return _without_batch_norm(network) if self.batch_norm == "group_norm" else network
+        network = _without_batch_norm(network) if self.batch_norm == "group_norm" else network
+        found = _outputs(where, self.path, network, shape)
+        if found != (2, classes):
+            raise Refused(
+                where,
+                self.path,
+                f"gives outputs of shape {list(found)} for a batch of 2, and the data have {classes} classes",
+                f"It must give [batch, {classes}]; an argument `classes` of the class is told how many there are",
+            )
+        return network
+
+
+@torch.no_grad()
+def _outputs(where: str, path: str, network: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what ``network`` gives for two samples of numbers or, where it takes none, of tokens."""
+    failed: list[Exception] = []
+    for kind in (torch.float32, torch.int64):
+        try:
+            return tuple(network(torch.zeros((2, *shape), dtype=kind)).shape)
+        except Exception as error:  # whatever the user's own code may raise
+            failed.append(error)
+    raise Refused(where, path, f"fails on a batch of shape {[2, *shape]} ({failed[0]})") from failed[0]
 
 
 def _wanted(factory: Callable, **offered: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _refuse(modules: nn.Module | Iterable[nn.Module], kind: type, why: str, mend
     found = modules.named_modules() if isinstance(modules, nn.Module) else ((type(m).__name__, m) for m in modules)
     for name, layer in found:
         if isinstance(layer, kind):
-            raise Refused("params.yaml: model", name, f"its layer {type(layer).__name__} {why}", mend)
+            raise Refused("params.yaml: model", None, f"its layer {name}, a {type(layer).__name__}, {why}", mend)
 
 
 @torch.no_grad()

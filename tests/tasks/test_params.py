@@ -103,7 +103,7 @@ OUT_OF_RANGE = [
     ("model", {"name": "mlp", "hidden": [8, 0]}, "model.hidden[1] = 0: must be greater than or equal to 1"),
     ("model", {"name": "cnn", "kernel": 4}, "model.kernel = 4: must be odd"),
     ("model", {"name": "resnet", "width": 16, "groups": 3}, "model: groups = 3 must divide width = 16"),
-    ("model", {"name": "custom", "path": "mine"}, "model.path = 'mine': must match pattern"),
+    ("model", {"name": "custom", "path": "mine"}, "model.path = 'mine': must be of the form package.module:Class"),
     ("attack.defences", [], "attack.defences: must have at least 1 entries"),
     ("attack.messages", 0, "attack.messages = 0: must be greater than or equal to 1 or 'all'"),
     ("partition.refine", [{"name": "x"}], "partition.refine[0].name = 'x': unknown method (known: pca,"),

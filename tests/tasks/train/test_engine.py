@@ -225,7 +225,22 @@ class WithBatchNorm(torch.nn.Sequential):
 
 def test_batch_norm_is_refused_by_name_or_replaced():
     own = Custom(path="tests.tasks.train.test_engine:WithBatchNorm")
-    with pytest.raises(Refused, match="BatchNorm2d keeps running statistics"):
+    with pytest.raises(Refused, match="its layer 1, a BatchNorm2d, keeps running statistics"):
         models.build(own, (1, 8, 8), 3, 0)
     network = models.build(own.model_copy(update={"batch_norm": "group_norm"}), (1, 8, 8), 3, 0)
     assert isinstance(network.module[1], torch.nn.GroupNorm)
+
+
+class Lazy(torch.nn.Sequential):
+    def __init__(self, width=3):
+        super().__init__(torch.nn.Flatten(), torch.nn.LazyLinear(width))
+
+
+def test_a_model_of_ones_own_is_tried_on_a_batch_before_it_is_trained():
+    own = Custom(path="tests.tasks.train.test_engine:Lazy")
+    first, again = (models.build(own, (1, 8, 8), 3, 0).parameters for _ in range(2))
+    assert first["1.weight"].shape == (3, 64) and torch.equal(first["1.weight"], again["1.weight"])
+    with pytest.raises(Refused, match=r"outputs of shape \[2, 3\] for a batch of 2, and the data have 10 classes"):
+        models.build(own, (1, 8, 8), 10, 0)
+    with pytest.raises(Refused, match=r"fails on a batch of shape \[2, 5, 5\]"):
+        models.build(Custom(path="tests.tasks.train.test_engine:WithBatchNorm"), (5, 5), 3, 0)
