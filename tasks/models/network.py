@@ -1,7 +1,5 @@
 """A torch module seen as pure functions of its parameters: what a client's step differentiates."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -21,13 +19,14 @@ class Network:
     """
 
     def __init__(self, module: nn.Module):
+        layers = dict(module.named_modules())
         _refuse(
-            module,
+            layers,
             nn.modules.batchnorm._BatchNorm,
             "keeps running statistics of its batches, which clients with unlike data cannot share",
             "Use GroupNorm, or `model: {name: custom, batch_norm: group_norm}`",
         )
-        _refuse([m for m in module.modules() if getattr(m, "p", 0) != 0], nn.modules.dropout._DropoutNd,
+        _refuse({name: layer for name, layer in layers.items() if getattr(layer, "p", 0)}, nn.modules.dropout._DropoutNd,
                 "draws its masks from a global generator, so a run could not be repeated", "Set p = 0")  # fmt: skip
         self.module = module.train()
 
@@ -45,9 +44,8 @@ class Network:
         return nn.functional.cross_entropy(self.apply(params, x), y, reduction="none")
 
 
-def _refuse(modules: nn.Module | Iterable[nn.Module], kind: type, why: str, mend: str) -> None:
-    found = modules.named_modules() if isinstance(modules, nn.Module) else ((type(m).__name__, m) for m in modules)
-    for name, layer in found:
+def _refuse(layers: dict[str, nn.Module], kind: type, why: str, mend: str) -> None:
+    for name, layer in layers.items():
         if isinstance(layer, kind):
             raise Refused("params.yaml: model", None, f"its layer {name}, a {type(layer).__name__}, {why}", mend)
 
