@@ -20,14 +20,19 @@ class Network:
 
     def __init__(self, module: nn.Module):
         layers = dict(module.named_modules())
+        dropping = {name: layer for name, layer in layers.items() if getattr(layer, "p", 0)}
         _refuse(
             layers,
             nn.modules.batchnorm._BatchNorm,
             "keeps running statistics of its batches, which clients with unlike data cannot share",
             "Use GroupNorm, or `model: {name: custom, batch_norm: group_norm}`",
         )
-        _refuse({name: layer for name, layer in layers.items() if getattr(layer, "p", 0)}, nn.modules.dropout._DropoutNd,
-                "draws its masks from a global generator, so a run could not be repeated", "Set p = 0")  # fmt: skip
+        _refuse(
+            dropping,
+            nn.modules.dropout._DropoutNd,
+            "draws its masks from a global generator, so a run could not be repeated",
+            "Set p = 0",
+        )
         self.module = module.train()
 
     @property
@@ -47,7 +52,7 @@ class Network:
 def _refuse(layers: dict[str, nn.Module], kind: type, why: str, mend: str) -> None:
     for name, layer in layers.items():
         if isinstance(layer, kind):
-            raise Refused("params.yaml: model", None, f"its layer {name}, a {type(layer).__name__}, {why}", mend)
+            raise Refused("params.yaml: model", None, f"its layer {name or 'itself'}, a {type(layer).__name__}, {why}", mend)
 
 
 @torch.no_grad()
