@@ -52,7 +52,9 @@ class Network:
 def _refuse(layers: dict[str, nn.Module], kind: type, why: str, mend: str) -> None:
     for name, layer in layers.items():
         if isinstance(layer, kind):
-            raise Refused("params.yaml: model", None, f"its layer {name or 'itself'}, a {type(layer).__name__}, {why}", mend)
+            raise Refused(
+                "params.yaml: model", None, f"its layer {name or 'itself'}, a {type(layer).__name__}, {why}", mend
+            )
 
 
 @torch.no_grad()
