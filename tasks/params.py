@@ -121,15 +121,16 @@ def conflicts(params: Params) -> Iterator[str]:
 
 
 def _misfits(params: Params) -> Iterator[str]:
-    """What cannot take the kind of samples that the dataset has; an encoder makes a table of images."""
+    """What cannot take the kind of samples that the dataset has, or those that they are refined to."""
     dataset, skew, model = params.partition.dataset, params.partition.skew, params.model
     has = f"dataset {dataset.name!r} has {' or '.join(dataset.kinds)} data"
     if not set(dataset.kinds) & set(skew.kinds):
         yield f"partition.skew.name = {skew.name!r}: {has}; it works on {' and '.join(skew.kinds)} data"
-    kinds = {*dataset.kinds, *(("table",) if params.partition.refine else ())}
+    kinds = params.partition.kinds
     if not kinds & set(model.reads):
         fitting = _names([other for other in methods()["model"] if kinds & set(other.reads)])
-        yield f"model.name = {model.name!r}: {has}; use {', '.join(fitting)}"
+        made = "" if kinds == set(dataset.kinds) else f", refined to {' or '.join(kinds)} data"
+        yield f"model.name = {model.name!r}: {has}{made}; use {', '.join(fitting)}"
 
 
 def explained(error: ValidationError, data: Any, root: type[Config] = Params) -> list[str]:

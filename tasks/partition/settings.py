@@ -6,6 +6,7 @@ from pydantic import Field
 
 from tasks.config import Config
 from tasks.partition.datasets import Dataset, Digits
+from tasks.partition.federation import Kind
 from tasks.partition.refine import Refinement
 from tasks.partition.skews import NoSkew, Skew
 from tasks.partition.splits import Dirichlet, Split
@@ -29,11 +30,21 @@ class PartitionSettings(Config):
     limit: int | None = Field(None, ge=2, description="use this many training samples only, drawn at random")
     test_limit: int | None = Field(None, ge=1, description="use this many test samples only, drawn at random")
 
+    @property
+    def kinds(self) -> set[Kind]:
+        """What the samples may be once they are refined."""
+        return next(({step.gives} for step in reversed(self.refine) if step.gives), set(self.dataset.kinds))
+
     def conflicts(self, promised: bool) -> Iterator[str]:
         """What is wrong between fields; ``promised``: differential privacy is promised of the run."""
-        for i, refinement in enumerate(self.refine):
-            if promised and refinement.reads_data:
+        kinds: set[Kind] = set(self.dataset.kinds)
+        for i, step in enumerate(self.refine):
+            where = f"partition.refine[{i}].name = {step.name!r}"
+            if not kinds & set(step.kinds):
+                yield f"{where}: works on {' and '.join(step.kinds)} data, not {' or '.join(kinds)}; {step.mend}"
+            if promised and step.reads_data:
                 yield (
-                    f"partition.refine[{i}].name = {refinement.name!r}: reads the clients' samples out of reach of "
-                    "train.privacy, so epsilon would promise too much; take it out, or train.privacy"
+                    f"{where}: reads the clients' samples out of reach of train.privacy, so epsilon would promise too "
+                    "much; take it out, or train.privacy"
                 )
+            kinds = {step.gives} if step.gives else kinds

@@ -32,8 +32,7 @@ def partition(params: "Params", artifacts: Path, tracker: "Tracker") -> None:
     settings, seed = params.partition, params.seed
     samples = settings.dataset.load(seed, settings.test_fraction)
     samples = _limited(samples, settings.limit, settings.test_limit, seed)
-    for change in (settings.skew, *settings.refine):
-        change.check(samples.kind)
+    settings.skew.check(samples.kind)
     clients = settings.clients
     owner = settings.split.assign(samples.y, samples.columns, clients, generator(seed, "split"))
     owner, moved = filled(owner, clients, settings.min_size, generator(seed, "minimum size"))
@@ -103,6 +102,7 @@ def refined(settings: "PartitionSettings", data: Partitioned, seed: int, folder:
     """The samples after all refinements, written into ``folder``, and what was sent for them, kept there too."""
     wires = []
     for i, refinement in enumerate(settings.refine):
+        refinement.check(data.kind)
         wires.append(Wire(folder / "exchange" / f"{i}-{refinement.name}", data.clients))
         data = refinement.refine(data, derive(seed, "refine", i), wires[-1])
     if settings.refine:

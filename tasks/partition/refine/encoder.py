@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from tasks.partition.federation import Kind
 from tasks.partition.refine.preparation import Partitioned, Preparation, Wire
 
 BLOCK = 4096
@@ -18,6 +20,7 @@ Encode = Callable[[np.ndarray], np.ndarray]
 class Encoder(Preparation):
     """The base of all frozen encoders: images may be pooled, all else is read as one vector a sample."""
 
+    gives: ClassVar[Kind | None] = "table"
     components: int = Field(48, ge=1, description="features of a sample (p)")
     pool: int = Field(1, ge=1, description="side of the squares of pixels whose average is read; 1 for every pixel")
 
@@ -38,7 +41,7 @@ class Encoder(Preparation):
             return np.concatenate(blocks)
 
         names = tuple(f"{self.name} {i}" for i in range(self.components))
-        changed = {"kind": "table", "range": None, "features": names}
+        changed = {"kind": self.gives, "range": None, "features": names}
         return replace(data, x=encoded(data.x), test_x=encoded(data.test_x), **changed)
 
     def _blocks(self, x: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -1,7 +1,7 @@
 """GGEUR: every client's classes filled along the directions in which the class varies over all clients."""
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from tasks import tree
 from tasks.keys import generator
+from tasks.partition.federation import Kind
 from tasks.partition.refine.preparation import Partitioned, Preparation, Wire
 
 FEW = 10
@@ -61,6 +62,8 @@ class GGEUR(Preparation):
     CVPR 2025, and its repository.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("table",)
+    mend: ClassVar[str] = "put an encoder before it, as in refine: [{name: pca, components: 48}, {name: ggeur}]"
     name: Literal["ggeur"] = "ggeur"
     n_target: int = Field(50, ge=1, description="samples to which a client's class is filled; paper: 50 to 5000")
     around: Literal["own", "prototypes", "own_and_prototypes"] = Field(
@@ -90,9 +93,6 @@ class GGEUR(Preparation):
         return self
 
     def refine(self, data: Partitioned, key: int, wire: Wire) -> Partitioned:
-        if data.x.ndim != 2:
-            mend = "Put an encoder before it: refine: [{name: pca, components: 48}, {name: ggeur}]"
-            raise self._refused(f"needs one vector a sample, but samples are {list(data.x.shape[1:])}", mend)
         if data.groups is not None and self.around != "own":
             mend = "Take around: own, or leave out `group` of the dataset"
             raise self._refused("a sample made around a prototype belongs to no group of the data", mend, "around")

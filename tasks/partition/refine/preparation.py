@@ -130,15 +130,18 @@ class Preparation(Config):
 
     kinds: ClassVar[tuple[Kind, ...]] = ("image", "table")
     """What it can be applied to."""
+    gives: ClassVar[Kind | None] = None
+    """What it makes of that; None where it stays what it is."""
+    mend: ClassVar[str] = "take it out"
+    """What to do where it cannot be applied."""
     reads_data: ClassVar[bool] = True
     """Whether what it does to a sample depends on other samples, which no mechanism of `train.privacy` protects."""
 
     def check(self, kind: Kind) -> None:
         """Raises ``Refused`` where samples of this kind cannot be changed so."""
         if kind not in self.kinds:
-            raise self._refused(
-                f"works on {' and '.join(self.kinds)} data, but the dataset is {kind} data", "Take it out"
-            )
+            problem = f"works on {' and '.join(self.kinds)} data, not {kind}"
+            raise self._refused(problem, self.mend[0].upper() + self.mend[1:])
 
     def refine(self, data: Partitioned, key: int, wire: Wire) -> Partitioned:
         """The refined samples; all that crosses between clients and server passes ``wire``."""

@@ -30,7 +30,9 @@ def test_every_block_of_the_page_on_data_works(tmp_path, monkeypatch):
             section = YAML(typ="safe").load(text)["partition"]
             clients = section.get("clients", default["partition"]["clients"])
             train = default["train"] | {"cohort": min(default["train"]["cohort"], clients)}
-            params = build(default | {"partition": section, "train": train})
+            # A model that reads whatever the data are.
+            model = {"name": "custom", "path": "own:Network"}
+            params = build(default | {"partition": section, "train": train, "model": model})
             files = getattr(params.partition.dataset, "path", None)
             if files is None or files.exists():
                 partition(params, tmp_path / "artifacts", Tracker("partition"))

@@ -286,8 +286,6 @@ def test_only_guides_shape_the_noise(tmp_path):
 
 def test_what_makes_no_sense_is_refused(tmp_path):
     data = drawn()
-    with pytest.raises(Refused, match=r"needs one vector a sample.*pca"):
-        refine(GGEUR(), replace(data, x=data.x[:, None, None]), tmp_path)
     grouped = replace(data, groups=np.zeros(len(data.y), np.int64))
     with pytest.raises(Refused, match="belongs to no group"):
         refine(GGEUR(around="prototypes"), grouped, tmp_path)

@@ -89,9 +89,27 @@ def test_what_does_not_fit_is_refused_by_its_field(tmp_path, run):
         encoded(PCA(components=33), images(), tmp_path)
     with pytest.raises(Refused, match=r"refine: pca.pool = 3: must divide the sides"):
         encoded(PCA(pool=3), images(), tmp_path)
-    with pytest.raises(Refused, match=r"refine: ggeur.name = 'ggeur': needs one vector a sample"):
+    with pytest.raises(Refused, match=r"refine: ggeur.name = 'ggeur': works on table data, not image. Put an encoder"):
         run(SECTION | {"refine": [{"name": "ggeur"}]})
     assert not (tmp_path / "run" / "artifacts" / "partition").exists()
+
+
+@pytest.mark.parametrize(
+    ("refine", "model", "problem"),
+    [
+        (FILL[1:], "cnn", r"partition.refine\[0\].name = 'ggeur': works on table data, not image; put an encoder"),
+        (FILL[::-1], "logistic", r"partition.refine\[0\].name = 'ggeur': works on table data"),
+        (FILL, "cnn", r"model.name = 'cnn': dataset 'digits' has image data, refined to table data; use logistic"),
+        (FILL, "logistic", None),
+    ],
+)
+def test_an_order_that_makes_no_sense_is_refused_before_anything_runs(refine, model, problem):
+    document = {"partition": {"refine": refine}, "model": {"name": model}}
+    if problem is None:
+        params.build(document)
+    else:
+        with pytest.raises(Refused, match=problem):
+            params.build(document)
 
 
 def test_clients_train_on_new_samples_and_are_judged_on_measured_ones(run):
