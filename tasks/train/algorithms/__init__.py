@@ -6,9 +6,10 @@ from tasks.train.algorithms.fedcac import FedCAC
 from tasks.train.algorithms.fedper import FedPer
 from tasks.train.algorithms.fedprox import FedProx
 from tasks.train.algorithms.fedspeed import FedSpeed
+from tasks.train.algorithms.hyperfl import HyperFL
 from tasks.train.algorithms.one_byte import OneByte
 from tasks.train.algorithms.scaffold import Scaffold
 
-Algorithm = one_of(FedAvg, FedProx, Scaffold, FedSpeed, FedPer, FedCAC, OneByte)
+Algorithm = one_of(FedAvg, FedProx, Scaffold, FedSpeed, FedPer, FedCAC, HyperFL, OneByte)
 
-__all__ = ["Algorithm", "FedAvg", "FedCAC", "FedPer", "FedProx", "FedSpeed", "OneByte", "Scaffold"]
+__all__ = ["Algorithm", "FedAvg", "FedCAC", "FedPer", "FedProx", "FedSpeed", "HyperFL", "OneByte", "Scaffold"]

@@ -123,6 +123,10 @@ class FedAvg(Config):
         """The own models of ``clients``, stacked, where a method ends with such; ``memory`` is what they remember."""
         return {}
 
+    def diagnostics(self, server: Tree) -> dict[str, float]:
+        """What a method has to tell of its state beside how good the model is, by name, at every evaluation."""
+        return {}
+
     def server_update(self, server: Tree, uploads: Uploads) -> Tree:
         delta = tree.part(uploads.mean(), "delta")
         params, moments = self.server.apply(tree.part(server, "model"), delta, tree.part(server, "optimizer"))

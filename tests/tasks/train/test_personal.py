@@ -152,5 +152,5 @@ class TestFedPer:
             assert not torch.equal(models[name][2], models[name][3])
 
     def test_a_model_that_would_stay_home_as_a_whole_is_refused(self, data):
-        with pytest.raises(Refused, match=r"train\.algorithm\.layers = 99: would keep the whole model at home"):
+        with pytest.raises(Refused, match=r"train\.algorithm = 'fedper': would keep the whole model at home"):
             trained(data, FedPer(layers=99))
