@@ -19,6 +19,7 @@ class Checkpoint(NamedTuple):
     uploads: Tree
     history: list[dict]
     timings: list[dict]
+    diagnostics: list[dict]
 
 
 class Checkpoints:
@@ -44,6 +45,7 @@ class Checkpoints:
             artifacts.write_tree(draft / "uploads.safetensors", checkpoint.uploads)
             artifacts.write_lines(draft / "history.jsonl", checkpoint.history)
             artifacts.write_lines(draft / "timings.jsonl", checkpoint.timings)
+            artifacts.write_lines(draft / "diagnostics.jsonl", checkpoint.diagnostics)
         for folder in older:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -57,6 +59,7 @@ class Checkpoints:
             artifacts.read_tree(folder / "uploads.safetensors"),
             artifacts.read_lines(folder / "history.jsonl"),
             artifacts.read_lines(folder / "timings.jsonl"),
+            artifacts.read_lines(folder / "diagnostics.jsonl"),
         )
 
 

@@ -51,6 +51,7 @@ class Coordinator:
     recorder : takes down the messages of the ``recorded`` rounds, counted from 1.
     memory_folder : where clients' memories are kept.
     keep_uploads : whether the decoded uploads of a round will be wanted; they are then in :attr:`uploads`.
+    draw : other weights for the same network, by number, for a method in which clients start from weights of their own.
     """
 
     def __init__(
@@ -65,11 +66,12 @@ class Coordinator:
         memory_folder: Path,
         recorded: frozenset[int] = frozenset(),
         keep_uploads: Callable[[int], bool] = lambda _: False,
+        draw: Callable[[int], Tree] | None = None,
     ):
         self.train, self.plan, self.seed, self.data, self.workers = train, plan, seed, data, workers
         self.recorder, self.recorded, self.keep_uploads = recorder, recorded, keep_uploads
         self.memory_folder = memory_folder
-        setting = Setting(data.clients, train.cohort, train.rounds, seed)
+        setting = Setting(data.clients, train.cohort, train.rounds, seed, draw, bool(train.uplink))
         self.server = train.topology.init(train.algorithm, params, setting)
         self.guard = train.privacy.init()
         self.rounds, self.releases, self.clock = 0, 0, 0.0
@@ -87,6 +89,10 @@ class Coordinator:
         kept = self.memories.get(f"{self.train.algorithm.name}/memory")
         memory = kept.gather(clients) if kept else {}
         return self.train.topology.models(self.train.algorithm, self.server, torch.from_numpy(clients), memory)
+
+    def diagnostics(self) -> dict[str, float]:
+        """What the method has to tell of the state it is in, by name."""
+        return self.train.topology.diagnostics(self.train.algorithm, self.server)
 
     def participation(self) -> Participation:
         """How clients were called so far, for the accountant."""
@@ -128,8 +134,9 @@ class Coordinator:
         work, shared, own = request.work, request.known | sent_down, request.kept | request.own
         self.participations[clients] += 1
         self.busiest = max(self.busiest, int(self.participations[clients].max(initial=0)))
-        empty = blank(work, shared, tree.map(lambda value: value.new_zeros(value.shape[1:]), own), self.train.privacy)
-        memory = self._memory(f"{work.name}/memory", lambda: work.client_memory(shared))
+        nobody = tree.map(lambda value: value.new_zeros(value.shape[1:]), own)
+        empty = blank(work, shared, nobody, self.train.privacy)
+        memory = self._memory(f"{work.name}/memory", lambda: work.client_memory(shared | nobody))
         residual = self._memory(f"{work.name}/residual", lambda: Chain(self.train.uplink, empty.upload).memory())
         trains = work is self.train.algorithm
         watched = self._watch(clients) if trains and self.rounds in self.recorded else frozenset()
@@ -165,7 +172,8 @@ class Coordinator:
         up = np.full(len(clients), size)
         if request.links:
             down, up = down + size * request.links.received.numpy(), size * request.links.sent.numpy()
-        self._book(answer, float(shared["lr"]) if "lr" in shared else None, int(down.sum()), int(up.sum()))
+        elsewhere = size * request.links.elsewhere if request.links else 0
+        self._book(answer, float(shared["lr"]) if "lr" in shared else None, int(down.sum()) + elsewhere, int(up.sum()))
         sums = Sums(total, notes, answer.weight.sum(), int(answer.accepted.sum()))
         noise = torch.tensor(keys.derive(self.seed, "noise", self.rounds, exchange))
         released, self.guard = self.train.privacy.release(self.guard, sums, self.train.cohort, noise)

@@ -5,6 +5,7 @@ import csv
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -71,17 +72,21 @@ class Run:
         self.recorder = Recorder(checkpoints.transcript)
         self.coordinator = Coordinator(
             params.train, plan, params.seed, data, network.parameters, workers, self.recorder,
-            checkpoints.memories, recorded_rounds(params.train), self.may_end_at,
+            checkpoints.memories, recorded_rounds(params.train), self.may_end_at, partial(redrawn, params, data),
         )  # fmt: skip
         self.history: list[dict] = []
         self.timings: list[dict] = []
+        self.diagnostics: list[dict] = []
         if checkpoint := checkpoints.newest():
             self.coordinator.restore(checkpoint.state)
             self.coordinator.uploads = checkpoint.uploads
             self.history, self.timings = checkpoint.history, checkpoint.timings
+            self.diagnostics = checkpoint.diagnostics
             for row in self.history:
                 self._track(row)
             print(f"train goes on after round {self.coordinator.rounds}, where its last checkpoint is")
+        else:
+            self._diagnose()
 
     def finish(self) -> None:
         """Takes the rounds that are left."""
@@ -149,8 +154,15 @@ class Run:
         start, model = time.perf_counter(), self.coordinator.model
         scores = empty | self.test(model, "test") | self.validation(model, "validation")
         scores |= self.personal(self.coordinator.models)
+        self._diagnose()
         self.coordinator.seconds["evaluate"] = time.perf_counter() - start
         return scores
+
+    def _diagnose(self) -> None:
+        """Takes down what the method has to tell, at every evaluation and before the first round."""
+        if found := self.coordinator.diagnostics():
+            values = {name: _finite(value) for name, value in found.items()}
+            self.diagnostics.append({"round": self.coordinator.rounds, **values})
 
     def _row(self, scores: dict) -> dict:
         run, exchange = self.coordinator, self.coordinator.data.meta.exchange
@@ -180,7 +192,8 @@ class Run:
     def _save(self) -> None:
         run = self.coordinator
         run.flush()
-        self.checkpoints.save(run.rounds, Checkpoint(run.state(), run.uploads, self.history, self.timings))
+        logs = self.history, self.timings, self.diagnostics
+        self.checkpoints.save(run.rounds, Checkpoint(run.state(), run.uploads, *logs))
         run.commit()
 
 
@@ -216,6 +229,12 @@ class Personal:
             own += validation(model, "own").values()
         accuracies = {"test": test[1::2], "validation": own[1::2]}
         return {f"personal_{name}_accuracy": float(np.mean(found)) for name, found in accuracies.items() if found}
+
+
+def redrawn(params: Params, data: Federation, number: int) -> Tree:
+    """Weights for the network as random as its first ones, others for every ``number``."""
+    seed = keys.derive(params.seed, "redrawn", number)
+    return models.build(params.model, data.meta.shape, data.meta.classes, seed).parameters
 
 
 def recorded_rounds(train: TrainSettings) -> frozenset[int]:
@@ -256,6 +275,8 @@ def publish(run: Run, folder: Path) -> None:
         if personal := run.coordinator.models(np.arange(run.coordinator.data.clients)):
             artifacts.write_tree(draft / "personal.safetensors", personal)
         artifacts.write_lines(draft / "history.jsonl", run.history)
+        if run.diagnostics:
+            artifacts.write_lines(draft / "diagnostics.jsonl", run.diagnostics)
         artifacts.write_json(draft / "summary.json", result | {"privacy": run.train.privacy.name})
         # Workers leave no trace in a result, so they leave none in its record.
         artifacts.write_json(draft / "plan.json", {n: v for n, v in run.plan._asdict().items() if n != "workers"})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tasks import artifacts
 from tasks.train.uplink import Chain, Codec
+from tasks.train.work import rebased
 from tasks.tree import Tree, part
 
 
@@ -60,7 +61,8 @@ class Message:
     def upload(self, uplink: Sequence[Codec]) -> Tree:
         """The payload decoded with the public ``uplink`` chain: ``delta/...`` is the change of the model."""
         like = artifacts.read_tree(self.folder / "template.safetensors")
-        return Chain([codec.at(self.context.round) for codec in uplink], like).decode(self.payload())
+        decoded = Chain([codec.at(self.context.round) for codec in uplink], like).decode(self.payload())
+        return rebased(decoded, self.broadcast(), -1)
 
 
 class Transcript:

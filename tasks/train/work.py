@@ -4,6 +4,7 @@ Client work is a fold over batches, written for ONE client as three pure functio
 decides how many clients run at once, where, and in which order; the work cannot tell.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -95,10 +96,11 @@ class Work(Protocol):
 
 class Links(NamedTuple):
     """Where there is no server: how many others each client sends its upload to, and how many uploads it receives,
-    int64 ``[clients]``."""
+    int64 ``[clients]``; ``elsewhere`` is how many are received by clients that take no part in the round."""
 
     sent: Tensor
     received: Tensor
+    elsewhere: int = 0
 
 
 class Exchange(NamedTuple):
@@ -107,7 +109,8 @@ class Exchange(NamedTuple):
     ``shared`` goes to every client; ``own`` is stacked, one slice a client, for what differs between them. ``known``
     and ``kept`` are the same two for what clients have already, from earlier messages or by themselves: it does not
     travel. To its work a client's own entry takes the place of a shared one of the same name. ``each``: every upload is
-    wanted by itself, not only their sum. ``links``: where uploads go, if not to a server.
+    wanted by itself, not only their sum. ``links``: where uploads go, if not to a server. An entry ``reference/...``
+    among ``own`` or ``kept`` is the model from which receivers count a change, see :func:`rebased`.
     """
 
     work: Work
@@ -140,12 +143,29 @@ class Uploads(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a method may know of the run it is part of."""
+    """What a method may know of the run it is part of.
+
+    ``draw`` gives other weights for the same network, by number, each as random as those that the run starts from;
+    ``coded`` says whether uploads pass codecs.
+    """
 
     clients: int
     cohort: int
     rounds: int
     seed: int = 0
+    draw: Callable[[int], Tree] | None = None
+    coded: bool = False
+
+
+def rebased(upload: Tree, broadcast: Tree, by: int) -> Tree:
+    """``upload`` with its change counted from ``reference/...`` in ``broadcast``, where there is one, in place of the
+    model that the client started from (``by`` = 1), or back again (``by`` = -1).
+
+    That is what a codec works on where those who receive a message know an older model than its sender started from.
+    """
+    model, reference = tree.part(broadcast, "model"), tree.part(broadcast, "reference")
+    gap = tree.join(delta={name: model[name] - value for name, value in reference.items()})
+    return upload | {name: upload[name] + by * value for name, value in gap.items() if name in upload}
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from tasks.train.engine.plan import Plan
 from tasks.train.privacy import Mechanism
 from tasks.train.settings import TrainSettings
 from tasks.train.uplink import Chain
-from tasks.train.work import ClientState, Work
+from tasks.train.work import ClientState, Work, rebased
 from tasks.tree import Tree
 
 PURPOSES = {"privacy": 1, "uplink": 2}
@@ -193,8 +193,9 @@ class Client(NamedTuple):
         privacy, known = self.train.privacy, tree.part(shared, "privacy")
         upload, kept = self.work.client_final(shared, state)
         upload, note = privacy.on_device(known, upload, keys.fold(key, PURPOSES["privacy"]))
-        payload, left = self.chain.encode(upload, residual, keys.fold(key, PURPOSES["uplink"]))
-        arrived = privacy.on_arrival(known, self.chain.decode(payload))
+        had = shared | state.own
+        payload, left = self.chain.encode(rebased(upload, had, 1), residual, keys.fold(key, PURPOSES["uplink"]))
+        arrived = privacy.on_arrival(known, rebased(self.chain.decode(payload), had, -1))
         norm = tree.norm(arrived)
         kept = self.work.client_sent(shared, kept, arrived)
         accepted = torch.isfinite(norm) & (norm <= self.train.reject_above)

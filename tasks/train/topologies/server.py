@@ -1,7 +1,7 @@
 """The star: a server in the middle."""
 
-from collections.abc import Generator
-from typing import Literal
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -10,6 +10,9 @@ from tasks.config import Config
 from tasks.train.topologies.topology import Algorithm
 from tasks.train.work import Exchange, Setting, Uploads
 from tasks.tree import Tree
+
+if TYPE_CHECKING:
+    from tasks.train.settings import TrainSettings
 
 
 class Server(Config):
@@ -28,3 +31,9 @@ class Server(Config):
 
     def models(self, algorithm: Algorithm, state: Tree, clients: Tensor, memory: Tree) -> Tree:
         return algorithm.personal(state, clients, memory)
+
+    def diagnostics(self, algorithm: Algorithm, state: Tree) -> dict[str, float]:
+        return algorithm.diagnostics(state)
+
+    def conflicts(self, train: "TrainSettings", clients: int) -> Iterator[str]:
+        yield from ()

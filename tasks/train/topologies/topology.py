@@ -1,12 +1,18 @@
 """What a topology does with an algorithm: it keeps the run's state, and says what one round of it is."""
 
-from collections.abc import Generator
-from typing import Protocol
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from tasks.train.algorithms.fedavg import FedAvg
 from tasks.train.work import Exchange, Setting, Uploads, Work
 from tasks.tree import Tree
+
+if TYPE_CHECKING:
+    from tasks.train.settings import TrainSettings
+
+SERVER_HOOKS = ("server_init", "broadcast", "request", "round", "server_update", "personal")
 
 
 class Algorithm(Work, Protocol):
@@ -21,6 +27,8 @@ class Algorithm(Work, Protocol):
     def server_update(self, server: Tree, uploads: Uploads) -> Tree: ...
 
     def personal(self, server: Tree, clients: Tensor, memory: Tree) -> Tree: ...
+
+    def diagnostics(self, server: Tree) -> dict[str, float]: ...
 
 
 class Topology(Protocol):
@@ -38,3 +46,15 @@ class Topology(Protocol):
     def models(self, algorithm: Algorithm, state: Tree, clients: Tensor, memory: Tree) -> Tree:
         """The own models of ``clients``, stacked; {} where all share the one model. ``memory`` is what they remember of
         the algorithm, stacked."""
+
+    def diagnostics(self, algorithm: Algorithm, state: Tree) -> dict[str, float]:
+        """What is to be told of the state beside how good the model is, by name, at every evaluation."""
+
+    def conflicts(self, train: "TrainSettings", clients: int) -> Iterator[str]:
+        """What in the rest of the ``train`` section it rules out, each problem with its path in `params.yaml`."""
+
+
+def beyond_averaging(algorithm: FedAvg) -> bool:
+    """Whether the server of ``algorithm`` does anything but hand out the mean of the models that it gets."""
+    own = any(getattr(type(algorithm), hook) is not getattr(FedAvg, hook) for hook in SERVER_HOOKS)
+    return own or algorithm.server != FedAvg().server
