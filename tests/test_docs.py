@@ -52,6 +52,7 @@ ELSEWHERE = {
     "fedloom show": "tests/flows/test_cli.py",
     "fedloom replicate": "tests/flows/test_replicate.py",
     "dvc metrics diff": "Makefile",
+    "python -m benchmarks": "tests/test_benchmarks.py",
 }
 """Commands that are not run here, and the file whose tests run them."""
 
