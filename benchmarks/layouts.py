@@ -102,7 +102,7 @@ def measure(names: Sequence[str], timing: Timing = TIMING) -> Iterator[tuple[str
             fedloom.train, fedloom.network, fedloom.data.meta.shape, fedloom.data.x.dtype, fedloom.data.sizes
         )
         tried = layouts(workload.cohort)
-        ruled = {rounds: _nearest(fedloom.ruled(rounds), tried) for rounds in RUNS}
+        ruled = {rounds: nearest(fedloom.ruled(rounds), tried) for rounds in RUNS}
         figures = race(name, [Entrant(layout.contender(), job) for layout in tried], timing)
         yield (
             name,
@@ -118,7 +118,7 @@ def measure(names: Sequence[str], timing: Timing = TIMING) -> Iterator[tuple[str
         )
 
 
-def _nearest(plan: Plan, tried: Sequence[Layout]) -> Layout:
+def nearest(plan: Plan, tried: Sequence[Layout]) -> Layout:
     """The measured layout that comes closest to a plan: as compiled as it is, in stacks of the nearest size."""
     alike = [layout for layout in tried if layout.compile == (plan.compile and plan.stack > 1)]
     return min(alike, key=lambda layout: abs(np.log(layout.stack / plan.stack)))
