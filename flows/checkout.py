@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -190,10 +191,17 @@ def _carry(main: Path, folder: Path, say: Say) -> None:
     unknown = git("ls-files", "--others", "--exclude-standard", folder=main)
     if unknown:
         say(f"not part of this run, because git does not know them: {', '.join(unknown.splitlines()[:10])}")
-    for entry in (main / "data").glob("*"):
-        if not (folder / "data" / entry.name).exists():
-            (folder / "data").mkdir(exist_ok=True)
-            (folder / "data" / entry.name).symlink_to(entry, entry.is_dir())
+    _link(main / "data", folder / "data")
+
+
+def _link(there: Path, here: Path) -> None:
+    """The files under ``there`` as links in real folders: DVC looks behind a link to a file, not to a folder."""
+    for folder, inner, files in os.walk(there):
+        place = here / os.path.relpath(folder, there)
+        place.mkdir(exist_ok=True)
+        for name in [*files, *(name for name in inner if os.path.islink(os.path.join(folder, name)))]:
+            if not (place / name).exists():
+                (place / name).symlink_to(os.path.join(folder, name))
 
 
 def _remove(main: Path, folder: Path) -> None:

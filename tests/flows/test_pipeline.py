@@ -43,6 +43,10 @@ def all_succeed(runs: list[subprocess.Popen]) -> None:
     assert [run.returncode for run in runs] == [0] * len(runs)
 
 
+def lock(checkout: Checkout) -> dict:
+    return YAML(typ="safe").load(checkout.folder / "dvc.lock")["stages"]
+
+
 def worktrees(checkout: Checkout) -> int:
     return len(git(checkout.folder, "worktree", "list").splitlines()) - 1
 
@@ -151,8 +155,17 @@ def test_data_reaches_a_worktree_and_counts_as_the_same_data(prefect):
     (folder / "table.csv").write_text("x,y\n1,0\n")
     prefect.dvc("repro")
     prefect.ran()
+    (before,) = [dep for dep in lock(prefect)["partition"]["deps"] if dep["path"] == "data"]
     prefect.fedloom("run", "--set", "attack.messages=1")
     assert prefect.ran() == ["attack", "report"]
+    # What changes in a folder of the data is seen there too.
+    (folder / "table.csv").write_text("x,y\n1,0\n2,1\n")
+    prefect.fedloom("run", "--set", "attack.messages=1")
+    assert prefect.ran()[0] == "partition"
+    prefect.dvc("repro")
+    assert prefect.ran() == []
+    (after,) = [dep for dep in lock(prefect)["partition"]["deps"] if dep["path"] == "data"]
+    assert before["nfiles"] == after["nfiles"] == 2 and before["md5"] != after["md5"]
 
 
 def test_a_flow_does_not_start_within_a_stage(prefect):
