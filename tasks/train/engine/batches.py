@@ -6,7 +6,9 @@ from tasks import keys
 from tasks.train.work import Batches
 
 
-def order(batches: Batches, sizes: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def order(
+    batches: Batches, sizes: np.ndarray, own: np.ndarray, steps: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The batches of some clients.
 
     Parameters
@@ -14,6 +16,7 @@ def order(batches: Batches, sizes: np.ndarray, own: np.ndarray) -> tuple[np.ndar
     batches : how each client goes through its data.
     sizes : samples of each client, ``[clients]``.
     own : each client's key for this round, int64 ``[clients]``.
+    steps : how many local steps each takes, int64 ``[clients]``, if not as many as ``batches`` says.
 
     Returns
     -------
@@ -24,7 +27,8 @@ def order(batches: Batches, sizes: np.ndarray, own: np.ndarray) -> tuple[np.ndar
     longest = int(sizes.max(initial=0))
     width = min(batches.size or longest, longest)
     passes = -(-sizes // max(width, 1))
-    steps = batches.epochs * passes if batches.count is None else np.full(len(sizes), batches.count)
+    if steps is None:
+        steps = batches.epochs * passes if batches.count is None else np.full(len(sizes), batches.count)
     positions = np.full((len(sizes), int(steps.max(initial=0)), width), -1, np.int64)
     valid = np.arange(longest) < sizes[:, None]
     for epoch in range(int((-(-steps // passes)).max(initial=0))):

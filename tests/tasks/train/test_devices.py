@@ -71,14 +71,14 @@ def test_a_cohort_names_distinct_clients_in_ascending_order(clients, data):
 
 def test_virtual_time_is_two_latencies_the_bytes_over_the_links_and_the_samples_over_the_speed():
     devices = UniformDevices(samples_per_second=200.0, download=8.0, upload=0.8, latency=0.25)
-    speeds = devices.speeds(np.array([3, 5]), seed=0)
+    speeds = devices.speeds(np.array([3, 5]), seed=0, population=6)
     got = speeds.seconds(np.array([100, 400]), np.array([1_000_000, 2_000_000]), np.array([100_000, 0]))
     assert got == pytest.approx([0.5 + 1.0 + 0.5 + 1.0, 0.5 + 2.0 + 2.0 + 0.0])
 
 
 def test_lognormal_devices_have_the_configured_median_and_spread():
     devices, clients = LognormalDevices(spread=0.5), np.arange(20_000)
-    speeds, base = devices.speeds(clients, seed=4), UniformDevices().speeds(clients[:1], seed=4)
+    speeds, base = devices.speeds(clients, 4, 20_000), UniformDevices().speeds(clients[:1], 4, 20_000)
     for own, middle in ((speeds.compute, base.compute), (speeds.download, base.download), (speeds.upload, base.upload)):
         logs = np.log(own / middle)
         assert np.median(logs) == pytest.approx(0.0, abs=0.02)
@@ -90,11 +90,11 @@ def test_lognormal_devices_have_the_configured_median_and_spread():
 
 def test_a_device_is_as_fast_alone_as_in_company_and_with_no_spread_as_all_others():
     devices = LognormalDevices(spread=1.0)
-    alone, together = devices.speeds(np.array([7]), seed=1), devices.speeds(np.arange(20), seed=1)
+    alone, together = devices.speeds(np.array([7]), 1, 20), devices.speeds(np.arange(20), 1, 20)
     assert alone.compute[0] == together.compute[7]
-    assert devices.speeds(np.array([7]), seed=2).compute[0] != alone.compute[0]
-    even = LognormalDevices(spread=0.0).speeds(np.arange(5), seed=1)
-    assert all((own == base).all() for own, base in zip(even, UniformDevices().speeds(np.arange(5), 1), strict=True))
+    assert devices.speeds(np.array([7]), 2, 20).compute[0] != alone.compute[0]
+    even = LognormalDevices(spread=0.0).speeds(np.arange(5), 1, 5)
+    assert all((own == base).all() for own, base in zip(even, UniformDevices().speeds(np.arange(5), 1, 5), strict=True))
 
 
 def test_a_synchronous_run_takes_as_long_as_its_slowest_clients(data):
