@@ -16,7 +16,8 @@ from tasks.config import Refused
 from tasks.keys import generator
 from tasks.partition.index import indexed
 from tasks.partition.refine import GGEUR, Partitioned, Wire
-from tasks.partition.refine.ggeur import Moments, guide
+from tasks.partition.refine.ggeur import guide
+from tasks.partition.refine.moments import Moments
 
 
 def parted(x: np.ndarray, y: np.ndarray, owner: np.ndarray, validation: float = 0.0) -> Partitioned:
@@ -113,6 +114,12 @@ def test_the_largest_pairs_alone_leave_the_other_directions_as_they_are(tmp_path
     along = (noisy - z) @ vectors
     assert np.abs(along[:, :2]).max() < 1e-4
     np.testing.assert_allclose(along[:, 2:].var(0), values[2:], rtol=0.05)
+
+
+def test_the_largest_eigenvalues_are_stretched_and_not_the_smallest(tmp_path):
+    noisy, z, sigma = lonely(tmp_path, stretch=[9.0, 4.0])
+    values, vectors = np.linalg.eigh(sigma)
+    np.testing.assert_allclose(((noisy - z) @ vectors).var(0), values * [1, 1, 4, 9], rtol=0.05)
 
 
 def test_isotropic_noise_has_the_same_total_variance(tmp_path):
