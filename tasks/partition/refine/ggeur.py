@@ -29,8 +29,7 @@ class GGEUR(Preparation):
     with mu = sum_k n_k / n mu_k and the eigenpairs (lambda_j, xi_j) of Sigma, until the class has `n_target` samples. z
     is a sample of the client's own, or a mean (prototype) that a client sent. With n_target = 1 around own samples
     nothing changes, to the last bit; with Sigma = 0 samples are duplicated. The noise is drawn as the symmetric root of
-    Sigma times a normal vector, which has the same distribution and does not depend on the signs that a library gives to
-    eigenvectors.
+    Sigma times a normal vector: the same distribution, whatever signs a library gives to eigenvectors.
 
     What is sent counts towards the bytes of the run. Mean and covariance of one or two samples give these away exactly;
     see `min_count`.
