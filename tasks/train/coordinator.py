@@ -178,7 +178,7 @@ class Coordinator:
         noise = torch.tensor(keys.derive(self.seed, "noise", self.rounds, exchange))
         released, self.guard = self.train.privacy.release(self.guard, sums, self.train.cohort, noise)
         self.releases += 1
-        speeds = self.train.devices.speeds(clients, self.seed)
+        speeds = self.train.devices.speeds(clients, self.seed, self.data.clients)
         seen = np.array([work.batches.seen(int(samples)) for samples in self.data.sizes[clients]])
         seconds = speeds.seconds(seen, down, up)
         uploads = Uploads(torch.from_numpy(clients), released.total, released.weight, released.count)

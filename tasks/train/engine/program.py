@@ -47,7 +47,9 @@ class Job(NamedTuple):
     """A stack of clients in one exchange of one round.
 
     ``own`` and the two memories are stacked trees, one slice a client; ``like`` the upload's names and shapes;
-    ``record`` the positions in the stack whose payload is wanted; ``each`` whether every decoded upload is.
+    ``record`` the positions in the stack whose payload is wanted; ``each`` whether every decoded upload is; ``turns``
+    ``[clients]`` what takes the place of the round in each one's key, and ``steps`` ``[clients]`` that of the work's
+    own number of local steps.
     """
 
     work: Work
@@ -60,6 +62,8 @@ class Job(NamedTuple):
     like: Tree
     record: tuple[int, ...] = ()
     each: bool = False
+    turns: np.ndarray | None = None
+    steps: np.ndarray | None = None
 
     def padded(self, width: int) -> "Job":
         """The job with its last client repeated until there are ``width`` of them."""
@@ -68,15 +72,22 @@ class Job(NamedTuple):
         places = np.minimum(np.arange(width), len(self.clients) - 1)
         index = torch.from_numpy(places)
         own, memory, residual = (tree.take(part, index) for part in (self.own, self.memory, self.residual))
-        return self._replace(clients=self.clients[places], own=own, memory=memory, residual=residual)
+        turns, steps = (None if column is None else column[places] for column in (self.turns, self.steps))
+        clients = self.clients[places]
+        return self._replace(clients=clients, own=own, memory=memory, residual=residual, turns=turns, steps=steps)
 
     def keys(self, seed: int) -> np.ndarray:
         """Each client's own key for this exchange, int64 ``[clients]``."""
-        return keys.each(keys.derive(seed, "round", self.round, self.exchange), self.clients)
+        turns = np.full(len(self.clients), self.round) if self.turns is None else self.turns
+        own = np.empty(len(self.clients), np.int64)
+        for turn in np.unique(turns):
+            here = turns == turn
+            own[here] = keys.each(keys.derive(seed, "round", int(turn), self.exchange), self.clients[here])
+        return own
 
     def order(self, seed: int, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which sample each client sees in which step, as :func:`tasks.train.engine.batches.order` gives it."""
-        return order(self.work.batches, sizes, self.keys(seed))
+        return order(self.work.batches, sizes, self.keys(seed), self.steps)
 
 
 class Answer(NamedTuple):
@@ -144,7 +155,7 @@ class Program:
         computed = time.perf_counter()
         weight = job.work.weights(torch.from_numpy(sizes)).to(self.device)
         counts = (torch.arange(len(weight)) < real).float().to(self.device)
-        sums, sent = stages.finish(shared, state, residual, memory, ids, weight, counts)
+        sums, sent = stages.finish(shared, own, state, residual, memory, ids, weight, counts)
         sent = {name: _leave(part, real) for name, part in sent.items()}
         wire = sent["payload"] | tree.join(note=sent["note"])
         losses = _leave(losses, real) / torch.from_numpy(steps[:real]).clamp(min=1)
@@ -228,6 +239,7 @@ class Stages:
     def _finish(
         self,
         shared: Tree,
+        own: Tree,
         state: ClientState,
         residual: Tree,
         memory: Tree,
@@ -236,7 +248,7 @@ class Stages:
         counts: Tensor,
     ) -> tuple[Tree, dict[str, Any]]:
         """The sums over the clients that count and were accepted, and what there is of each client."""
-        sent = vmap(partial(self.client.send, shared))(state, residual, memory, ids)
+        sent = vmap(lambda own, *rest: self.client.send(shared | own, *rest))(own, state, residual, memory, ids)
         accepted = sent["accepted"] * counts
         weight = weight * accepted
         total = tree.map(lambda value: torch.tensordot(weight, value, 1), sent["upload"])
