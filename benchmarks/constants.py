@@ -19,7 +19,7 @@ from tasks.tree import Tree
 
 SIDE, MATRICES = 2048, 4
 """The message that is measured: so many square matrices."""
-PASSES = 5
+PASSES = 3
 CHAINS: dict[str, tuple[Codec, ...]] = {
     "as it is": (),
     "quantize, 8 bits": (Quantize(bits=8),),
