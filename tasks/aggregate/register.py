@@ -18,7 +18,9 @@ import tasks
 from tasks.aggregate import released
 from tasks.aggregate.settings import Registry
 from tasks.artifacts import read_tree
+from tasks.models import build
 from tasks.models.architectures import Custom
+from tasks.models.start import Fresh
 from tasks.partition.federation import Meta
 
 if TYPE_CHECKING:
@@ -49,10 +51,16 @@ def _register(
     name = settings.model or re.sub(r"[^\w.-]+", "-", f"fedloom-{meta.dataset}-{params.model.name}")
     with tempfile.TemporaryDirectory() as scratch:
         folder, code = Path(scratch, "released"), Path(scratch, "code")
+        # What does not train goes along, so that nobody needs what it was started from.
+        frozen = build(params.model, meta.shape, meta.classes, params.seed).frozen
         described = released.Description(
-            model=params.model, shape=meta.shape, classes=meta.classes, class_names=meta.class_names, seed=params.seed
+            model=params.model.model_copy(update={"start": Fresh()}),
+            shape=meta.shape,
+            classes=meta.classes,
+            class_names=meta.class_names,
+            seed=params.seed,
         )
-        released.save(folder, described, read_tree(weights))
+        released.save(folder, described, read_tree(weights) | frozen)
         shipped, installed = sources(params.model)
         for package in shipped:
             copy_code(package, code)

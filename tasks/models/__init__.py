@@ -4,12 +4,15 @@ import torch
 
 from tasks.config import one_of
 from tasks.keys import derive
+from tasks.models.adapters.adapter import head
 from tasks.models.architectures import CNN, MLP, Custom, Logistic, ResNet, Transformer
 from tasks.models.convnet import ConvNet
 from tasks.models.hyper import Hyper
 from tasks.models.network import Network, score
+from tasks.models.start import Fresh, load
+from tasks.models.vit import ViT
 
-Model = one_of(Logistic, MLP, CNN, ConvNet, ResNet, Transformer, Hyper, Custom)
+Model = one_of(Logistic, MLP, CNN, ConvNet, ResNet, ViT, Transformer, Hyper, Custom)
 
 __all__ = ["Model", "Network", "build", "score"]
 
@@ -18,4 +21,23 @@ def build(model: Model, shape: tuple[int, ...], classes: int, seed: int) -> Netw
     """The network that ``params.yaml`` describes, for samples of ``shape``, with weights drawn from ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "weights") % (1 << 63))
-        return Network(model.build(tuple(shape), classes))
+        module = model.build(tuple(shape), classes)
+        if model.weights == "xavier":
+            _xavier(module)
+        recipe = model.model_dump_json(exclude={"start", "adapter"})
+        keeps = None if isinstance(model.start, Fresh) else head(module)
+        loaded = load(model.start, module, recipe, tuple(shape), keeps)
+        return Network(module, model.adapter.fit(module), loaded)
+
+
+def _xavier(module: torch.nn.Module) -> None:
+    """Draws all weights anew: U(-a, a) with a = sqrt(6 / (fan in + fan out)), biases 0.
+
+    Source: Glorot and Bengio, "Understanding the Difficulty of Training Deep Feedforward Neural Networks", AISTATS
+    2010, eq. (16).
+    """
+    for name, value in module.named_parameters():
+        if value.dim() > 1:
+            torch.nn.init.xavier_uniform_(value)
+        elif name.endswith("bias"):
+            torch.nn.init.zeros_(value)

@@ -11,6 +11,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from tasks.config import Config, Refused
+from tasks.models.adapters import AnyAdapter, Full
+from tasks.models.blocks import Block
+from tasks.models.start import Fresh, Start
 
 Activation = Literal["relu", "tanh", "gelu", "sigmoid", "leaky_relu"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -26,6 +29,11 @@ class Architecture(Config):
     """The base of all networks. ``reads`` is what samples it can be built for."""
 
     reads: ClassVar[tuple[str, ...]] = ("image", "table")
+    weights: Literal["torch", "xavier"] = Field(
+        "torch", description="first weights: as PyTorch draws a layer's, or Xavier-uniform with biases of 0"
+    )
+    start: Start = Field(Fresh(), description="what the weights are before the first round")
+    adapter: AnyAdapter = Field(Full(), description="which parameters train and travel")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """The module for samples of ``shape``, with one output a class."""
@@ -141,25 +149,6 @@ class ResNet(Architecture):
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
 
-class Block(nn.Module):
-    """A pre-norm transformer block: causal self-attention, then a two-layer network, each added to its input."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.project = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # [batch, positions, 3 * width] -> three of [batch, heads, positions, width / heads]
-        parts = self.project(self.norm_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.narrow(nn.functional.gelu(self.wide(self.norm_2(x))))
-
-
 class TransformerNetwork(nn.Module):
     """Token and position embeddings, causal blocks, and a linear read-out of the last position."""
 
@@ -177,8 +166,7 @@ class TransformerNetwork(nn.Module):
 class Transformer(Architecture):
     """A small causal transformer that predicts the token after a window of tokens.
 
-    Source: Vaswani et al., "Attention Is All You Need", NeurIPS 2017; pre-norm blocks after Xiong et al., "On Layer
-    Normalization in the Transformer Architecture", ICML 2020, figure 1b.
+    Source: Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
     """
 
     name: Literal["transformer"] = "transformer"

@@ -3,13 +3,15 @@
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from tasks.config import one_of
+from tasks.models.adapters import Full
 from tasks.models.architectures import CNN, MLP, Architecture
 from tasks.models.convnet import ConvNet
+from tasks.models.start import Fresh
 
 
 class HyperNetwork(nn.Module):
@@ -71,6 +73,13 @@ class Hyper(Architecture):
     body: one_of(MLP, CNN, ConvNet) = Field(CNN(width=8, hidden=32, activation="leaky_relu"), description="the network")
     embedding: int = Field(64, ge=1, description="length of the private vector (e)")
     hidden: int = Field(128, ge=1, description="width of the hypernetwork's hidden layer (H)")
+
+    @field_validator("body")
+    @classmethod
+    def _plain(cls, body: Architecture) -> Architecture:
+        if not (isinstance(body.start, Fresh) and isinstance(body.adapter, Full)):
+            raise ValueError("is generated, so it takes neither start nor adapter: they go beside body")
+        return body
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         return HyperNetwork(self.body.build(shape, classes), self.embedding, self.hidden)

@@ -1,5 +1,7 @@
 """A torch module seen as pure functions of its parameters: what a client's step differentiates."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -11,6 +13,12 @@ from tasks.tree import Tree
 class Network:
     """``module`` without state of its own: parameters come in as a :class:`~tasks.tree.Tree` at every call.
 
+    Parameters
+    ----------
+    module : the network.
+    trains : names of the parameters that come in; the others are frozen as they are. All, unless given.
+    started : SHA-256 of the weights that it was started from, if they are not fresh ones.
+
     Raises
     ------
     Refused
@@ -18,7 +26,7 @@ class Network:
         average over unlike clients, or dropout, whose masks come from a global generator.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, trains: Sequence[str] | None = None, started: str | None = None):
         layers = dict(module.named_modules())
         dropping = {name: layer for name, layer in layers.items() if getattr(layer, "p", 0)}
         _refuse(
@@ -33,12 +41,21 @@ class Network:
             "draws its masks from a global generator, so a run could not be repeated",
             "Set p = 0",
         )
-        self.module = module.train()
+        self.module, self.started = module.train(), started
+        self.trains = [name for name, _ in module.named_parameters()] if trains is None else list(trains)
+        for name, value in module.named_parameters():
+            value.requires_grad_(name in self.trains)
 
     @property
     def parameters(self) -> Tree:
-        """A copy of the parameters that the module was built with."""
-        return {name: value.detach().clone() for name, value in self.module.named_parameters()}
+        """A copy of the parameters that train, as the module was built with them."""
+        values = dict(self.module.named_parameters())
+        return {name: values[name].detach().clone() for name in self.trains}
+
+    @property
+    def frozen(self) -> Tree:
+        """The parameters that do not train."""
+        return {name: value.detach() for name, value in self.module.named_parameters() if name not in self.trains}
 
     def apply(self, params: Tree, x: Tensor) -> Tensor:
         """The outputs ``[batch, classes]`` for ``x`` ``[batch, *shape]``."""

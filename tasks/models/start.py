@@ -1,0 +1,116 @@
+"""What a network starts from: weights drawn afresh, those of a file, or those of a training on public data."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from tasks import keys
+from tasks.artifacts import read_tree, write_tree
+from tasks.config import Config, Refused, one_of
+from tasks.partition.datasets import Dataset
+from tasks.partition.datasets.bundled import Digits
+from tasks.tree import Tree
+
+FIELD = "params.yaml: model.start"
+
+
+class Fresh(Config):
+    """Weights drawn from the run's seed."""
+
+    name: Literal["fresh"] = "fresh"
+
+    def weights(self, module: nn.Module, recipe: str, shape: tuple[int, ...]) -> Tree:
+        """What ``module``, made by ``recipe`` for samples of ``shape``, starts with in place of what it has."""
+        return {}
+
+
+class File(Config):
+    """The weights of a safetensors file, such as `artifacts/aggregate/model.safetensors` of another run."""
+
+    name: Literal["file"] = "file"
+    path: Path = Field(description="the file, relative to the folder of params.yaml")
+
+    def weights(self, module: nn.Module, recipe: str, shape: tuple[int, ...]) -> Tree:
+        return read_tree(self.path)
+
+
+class Pretrained(Config):
+    """Weights from a training on public data, all of it in one place, with Adam.
+
+    Done once: the result is kept under `.fedloom/pretrained` in the main checkout, by a hash of all that it follows
+    from. Its test samples and those of the federation play no part in it; that its training samples are none of the
+    federation's test samples is up to you.
+    """
+
+    name: Literal["pretrained"] = "pretrained"
+    dataset: Dataset = Field(Digits(), description="public data; samples of the same shape as the federation's")
+    examples: int | None = Field(None, ge=1, description="use this many of its training samples, drawn at random")
+    epochs: int = Field(3, ge=1, description="passes over them")
+    batch_size: int = Field(64, ge=1, description="samples a step")
+    lr: float = Field(1e-3, gt=0, description="learning rate of Adam")
+    seed: int = Field(0, ge=0, description="seed of order and choice; the weights are drawn from the run's")
+
+    def weights(self, module: nn.Module, recipe: str, shape: tuple[int, ...]) -> Tree:
+        from tasks.tracking import main_checkout
+
+        start = {name: value.detach() for name, value in module.state_dict().items()}
+        digest = hashlib.sha256(json.dumps([recipe, self.model_dump(mode="json"), torch.__version__]).encode())
+        for value in start.values():
+            digest.update(value.numpy().tobytes())
+        kept = main_checkout() / ".fedloom" / "pretrained" / f"{digest.hexdigest()[:16]}.safetensors"
+        if not kept.exists():
+            write_tree(kept, self.train(module, shape))
+        return read_tree(kept)
+
+    def train(self, module: nn.Module, shape: tuple[int, ...]) -> Tree:
+        """The weights of ``module`` after training a head of its own size on the public data."""
+        samples = self.dataset.load(self.seed, 0.2)
+        if samples.shape != shape:
+            where, mend = f"{FIELD}.dataset", "Use data of the same shape"
+            raise Refused(where, self.dataset.name, f"has samples {samples.shape}, the federation {shape}", mend)
+        rng = keys.generator(self.seed, "pretraining")
+        chosen = rng.permutation(len(samples.y))[: self.examples]
+        x, y = torch.from_numpy(samples.x.read(samples.x.index[chosen])), torch.from_numpy(samples.y[chosen])
+        outputs = module(x[:1]).shape[1]
+        if int(y.max()) >= outputs:
+            mend = "Use data with at most as many"
+            raise Refused(f"{FIELD}.dataset", self.dataset.name, f"has more classes than the {outputs} here", mend)
+        optimizer = torch.optim.Adam(module.parameters(), self.lr)
+        print(f"model: pretrains on {len(y)} samples of {self.dataset.name}; kept for later runs")
+        for _ in range(self.epochs):
+            order = torch.from_numpy(rng.permutation(len(y)).astype(np.int64))
+            for rows in order.split(self.batch_size):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(module(x[rows]), y[rows]).backward()
+                optimizer.step()
+        return {name: value.detach() for name, value in module.state_dict().items()}
+
+
+Start = one_of(Fresh, File, Pretrained)
+
+
+def load(start: Start, module: nn.Module, recipe: str, shape: tuple[int, ...], head: str | None) -> str | None:
+    """Puts the weights of ``start`` into ``module``; the layer ``head`` keeps its fresh ones.
+
+    Returns the SHA-256 of what was loaded, None where nothing was.
+    """
+    before = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    found = start.weights(module, recipe, shape)
+    if not found:
+        return None
+    new = {name for name in before if head and name.rpartition(".")[0] == head}
+    for name, value in before.items():
+        if name not in new and (name not in found or found[name].shape != value.shape):
+            allowed = f"has no {name} of shape {tuple(value.shape)}"
+            raise Refused(FIELD, start.name, allowed, "Use the same model for both")
+    module.load_state_dict({name: value if name in new else found[name] for name, value in before.items()})
+    digest = hashlib.sha256()
+    for name in sorted(set(before) - new):
+        digest.update(found[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
