@@ -263,6 +263,7 @@ def summary(run: Run) -> dict:
         "epsilon_extrapolated": run.train.privacy.extrapolated(run.coordinator.participation()),
         "rejected": sum(row["rejected"] for row in run.history),
         "parameters": sum(value.numel() for value in run.coordinator.model.values()),
+        "frozen_parameters": sum(value.numel() for value in run.network.frozen.values()),
     }
 
 
@@ -277,7 +278,8 @@ def publish(run: Run, folder: Path) -> None:
         artifacts.write_lines(draft / "history.jsonl", run.history)
         if run.diagnostics:
             artifacts.write_lines(draft / "diagnostics.jsonl", run.diagnostics)
-        artifacts.write_json(draft / "summary.json", result | {"privacy": run.train.privacy.name})
+        told = {"privacy": run.train.privacy.name, "started_from": run.network.started}
+        artifacts.write_json(draft / "summary.json", result | told)
         # Workers leave no trace in a result, so they leave none in its record.
         artifacts.write_json(draft / "plan.json", {n: v for n, v in run.plan._asdict().items() if n != "workers"})
         with (draft / "history.csv").open("w", newline="", encoding="utf-8") as file:

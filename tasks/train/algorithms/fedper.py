@@ -19,7 +19,7 @@ class FedPer(Private):
     name: Literal["fedper"] = "fedper"
     layers: int = Field(1, ge=0, description="layers at the end of the model that stay home (K_P)")
 
-    def private(self, model: Tree) -> list[str]:
+    def at_home(self, model: Tree) -> list[str]:
         modules = list(dict.fromkeys(name.rpartition(".")[0] for name in model))
         kept = set(modules[len(modules) - self.layers :] if self.layers < len(modules) else modules)
         return [name for name in model if name.rpartition(".")[0] in kept]

@@ -36,6 +36,7 @@ class HyperFL(Private):
     head_steps: int = Field(6, ge=0, description="steps on the classifier before them")
     epochs: int = Field(1, ge=1, le=1, description="of no effect: work is counted in steps")
     momentum: float = Field(0.5, ge=0, lt=1, description="momentum in both phases; starts at 0 in each round")
+    keep_momentum: Literal[False] = Field(False, description="no")
     weight_decay: float = Field(5e-4, ge=0, description="L2 pull towards 0 of what is trained in a phase")
     clip: float = Field(50.0, gt=0, description="greatest norm of the hypernetwork's gradient, and of the vector's")
     start: Literal["identical", "independent"] = Field(
@@ -46,7 +47,7 @@ class HyperFL(Private):
     def batches(self) -> Batches:
         return Batches(1, self.batch_size, self.head_steps + self.steps)
 
-    def private(self, model: Tree) -> list[str]:
+    def at_home(self, model: Tree) -> list[str]:
         return [name for name in model if name == "embedding" or name.startswith("classifier.")]
 
     def server_init(self, params: Tree, setting: Setting) -> Tree:
@@ -69,7 +70,7 @@ class HyperFL(Private):
             embedding = torch.where(first, drawn, state.params["embedding"])
             state = state._replace(params=state.params | {"embedding": embedding})
         gradient, metrics = self.gradient(network, state, batch, key)
-        generator = {name: value for name, value in gradient.items() if name not in self.private(gradient)}
+        generator = {name: value for name, value in gradient.items() if name not in self.at_home(gradient)}
         gradient |= shortened(generator, self.clip) | shortened({"embedding": gradient["embedding"]}, self.clip)
         gradient = tree.add(gradient, state.params, self.weight_decay)
         heads_turn = state.steps < self.head_steps

@@ -16,37 +16,39 @@ class Private(FedAvg):
     that, so the global model alone is of little use.
     """
 
-    def private(self, model: Tree) -> list[str]:
+    def at_home(self, model: Tree) -> list[str]:
         """The names of the parameters that stay home."""
         raise NotImplementedError
 
     def server_init(self, params: Tree, setting: Setting) -> Tree:
-        if len(self.private(params)) == len(params):
+        if len(self.at_home(params)) == len(params):
             where, allowed = "params.yaml: train.algorithm", "would keep the whole model at home"
             raise Refused(where, self.name, allowed, "Let something be shared")
         return super().server_init(params, setting)
 
     def client_memory(self, shared: Tree) -> Tree:
-        return tree.join(home=tree.part(shared, "home"))
+        home = tree.part(shared, "home")
+        return super().client_memory(shared | tree.join(model=home)) | tree.join(home=home)
 
     def client_init(self, shared: Tree, own: Tree, memory: Tree) -> ClientState:
         return super().client_init(shared | tree.join(model=tree.part(memory, "home")), own, memory)
 
     def client_final(self, shared: Tree, state: ClientState) -> tuple[Tree, Tree]:
-        home = tree.part(state.memory, "home")
-        delta = {name: state.params[name] - state.start[name] for name in state.params if name not in home}
-        return tree.join(delta=delta), tree.join(home={name: state.params[name] for name in home})
+        upload, memory = super().client_final(shared, state)
+        home = tree.part(memory, "home")
+        delta = {name: value for name, value in tree.part(upload, "delta").items() if name not in home}
+        return tree.join(delta=delta), memory | tree.join(home={name: state.params[name] for name in home})
 
     def request(self, server: Tree, clients: Tensor) -> Exchange:
         shared, own = self.broadcast(server, clients)
         model = tree.part(server, "model")
-        home = self.private(model)
+        home = self.at_home(model)
         sent = {name: value for name, value in shared.items() if name.removeprefix("model/") not in home}
         # What they start from was in the first message of all, the model's description.
         return Exchange(self, sent, own, known=tree.join(home={name: model[name] for name in home}))
 
     def server_update(self, server: Tree, uploads: Uploads) -> Tree:
-        home = {f"model/{name}" for name in self.private(tree.part(server, "model"))}
+        home = {f"model/{name}" for name in self.at_home(tree.part(server, "model"))}
         return server | super().server_update({n: value for n, value in server.items() if n not in home}, uploads)
 
     def personal(self, server: Tree, clients: Tensor, memory: Tree) -> Tree:

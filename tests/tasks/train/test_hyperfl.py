@@ -90,7 +90,7 @@ def test_who_is_not_called_keeps_vector_and_classifier_to_the_last_bit(data):
 
 def state_of(method: HyperFL, network) -> ClientState:
     params = network.parameters
-    home = {name: params[name] for name in method.private(params)}
+    home = {name: params[name] for name in method.at_home(params)}
     shared = tree.join(model={n: v for n, v in params.items() if n not in home}, home=home)
     shared |= {"lr": torch.tensor(method.lr)}
     return method.client_init(shared, {}, method.client_memory(shared))
