@@ -23,7 +23,8 @@ NOTHING = 1e-12
 
 
 class Target(NamedTuple):
-    """How many times as fast the fastest of ``subjects`` is meant to be as the fastest of ``references``."""
+    """How many times as fast the fastest of ``subjects`` is meant to be as the fastest of ``references``, in the median
+    of the passes: within one both met the same machine, as busy as it was."""
 
     workload: str
     what: str
@@ -72,8 +73,14 @@ def reached(results: dict) -> list[Reached]:
         workload = results["workloads"].get(target.workload, {"contenders": {}})
         subject, reference = fastest(workload, target.subjects), fastest(workload, target.references)
         if subject and reference:
-            found.append(Reached(target, subject[0] / reference[0], subject[1]))
+            found.append(Reached(target, ratio(workload, subject[1], reference[1]), subject[1]))
     return found
+
+
+def ratio(workload: dict, subject: str, reference: str) -> float:
+    """How many times as fast ``subject`` is as ``reference``, in the median pass."""
+    passes = (workload["contenders"][name]["seconds"] for name in (reference, subject))
+    return median(slow / fast for slow, fast in zip(*passes, strict=True))
 
 
 def workload_table(workload: dict) -> str:
@@ -101,7 +108,7 @@ def workload_table(workload: dict) -> str:
             title,
             _pace(pace),
             f"{pace * workload['samples']:,.0f}",
-            f"{pace / base[0]:.2f}" if base else "",
+            f"{ratio(workload, name, base[1]):.2f}" if base else "",
             f"± {spread(figures['seconds']):.0%}",
             f"{figures['startup']:.1f}",
             f"{figures['memory'] / 2**20:,.0f}" if figures["memory"] else "",
