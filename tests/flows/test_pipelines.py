@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from flows import checkout, pipelines
+from flows.overrides import merge
+from tasks.artifacts import read_json
 from tasks.config import Refused
+from tasks.partition.stage import partition
+from tasks.tracking import Tracker
+from tasks.train.stage import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +29,18 @@ def test_the_project_has_the_pipelines_that_it_promises():
     assert len(settings["compressed"].train.uplink) == 2
     assert (settings["large-cohort"].partition.clients, settings["large-cohort"].train.cohort) == (1000, 100)
     assert not any(p.schedule.active for p in known.values() if p.schedule)
+
+
+@pytest.mark.parametrize("name", sorted(pipelines.load(ROOT)))
+def test_every_pipeline_of_the_project_has_a_model_that_fits_its_data_and_trains(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = {"train": {"rounds": 2, "engine": {"workers": 0}}}
+    settings = checkout.resolve(ROOT, merge(pipelines.load(ROOT)[name].changes, short))
+    for stage in (partition, train):
+        stage(settings, tmp_path / "artifacts", Tracker(stage.__name__))
+    found = read_json(tmp_path / "metrics" / "train.json")
+    assert found["rounds"] == 2
+    assert (found["epsilon"] is not None) == (name == "dp")
 
 
 @pytest.mark.parametrize(
