@@ -2,10 +2,11 @@
 
 from tasks.config import one_of
 from tasks.partition.refine.ggeur import GGEUR
+from tasks.partition.refine.negative import Negative
 from tasks.partition.refine.pca import PCA
 from tasks.partition.refine.preparation import Partitioned, Preparation, Wire
 from tasks.partition.refine.random_features import RandomFeatures
 
-Refinement = one_of(PCA, RandomFeatures, GGEUR)
+Refinement = one_of(PCA, RandomFeatures, Negative, GGEUR)
 
-__all__ = ["GGEUR", "PCA", "Partitioned", "Preparation", "RandomFeatures", "Refinement", "Wire"]
+__all__ = ["GGEUR", "PCA", "Negative", "Partitioned", "Preparation", "RandomFeatures", "Refinement", "Wire"]

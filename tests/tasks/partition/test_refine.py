@@ -13,7 +13,7 @@ from tasks.config import Refused
 from tasks.keys import generator
 from tasks.models.architectures import Logistic
 from tasks.partition.index import indexed
-from tasks.partition.refine import PCA, Partitioned, RandomFeatures, Wire
+from tasks.partition.refine import PCA, Negative, Partitioned, RandomFeatures, Wire
 from tasks.partition.stage import partition
 from tasks.report.run import Run
 from tasks.report.stage import made
@@ -82,6 +82,17 @@ def test_random_features_know_the_kernel_and_no_data(tmp_path):
     few = Partitioned(data.x[:7], data.y[:7], data.test_x, indexed(np.arange(7) % 2, 2, 0, generator(0)), "image", 3)
     small = RandomFeatures(components=10)
     assert np.allclose(encoded(small, few, tmp_path).x, encoded(small, data, tmp_path).x[:7])
+
+
+def test_two_negatives_are_the_image_and_noise_has_its_part(tmp_path):
+    data = images()
+    once = encoded(Negative(noise=0.0), data, tmp_path)
+    np.testing.assert_allclose(once.x, 1 - data.x, atol=1e-6)
+    np.testing.assert_allclose(encoded(Negative(noise=0.0), once, tmp_path).test_x, data.test_x, atol=1e-6)
+    noise = encoded(Negative(noise=0.3), data, tmp_path).x - 0.7 * (1 - data.x)
+    assert noise.min() >= -1e-6 and noise.max() <= 0.3 + 1e-6
+    # Uniform in [0, 0.3]: the mean of 6400 draws has a standard error of 0.3 / sqrt(12 * 6400).
+    assert noise.mean() == pytest.approx(0.15, abs=5 * 0.3 / (12 * noise.size) ** 0.5)
 
 
 def test_what_does_not_fit_is_refused_by_its_field(tmp_path, run):
