@@ -1,7 +1,8 @@
 """What an attacker can see. Nothing in here leads to a private sample."""
 
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -12,8 +13,15 @@ from tasks.attack.defences import Defence
 from tasks.models import Network
 from tasks.partition.federation import Meta
 from tasks.train.transcript import Context
-from tasks.train.work import Work
+from tasks.train.work import Setting, Work
 from tasks.tree import Tree
+
+
+class Public(NamedTuple):
+    """Samples of the clients' distribution that the attacker owns; nobody trained on them."""
+
+    x: Tensor
+    y: Tensor
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,10 @@ class Case:
     defence : what stood between the client and the wire; an attacker knows the method, not its random numbers.
     budget : gradient evaluations that may be spent.
     labels : the private labels ``[samples]``, for an attack that is assumed to know them; else None.
+    public : samples of the attacker's own, for an attack that is assumed to have some.
+    upload : everything that the server decodes, ``delta/...`` among it.
+    payload : the tensors on the wire, still encoded; {} behind a defence, which would have changed them.
+    declined : why the client sent nothing; then there is no ``delta`` either.
     """
 
     message: str
@@ -44,6 +56,10 @@ class Case:
     budget: int
     seed: int
     labels: Tensor | None = None
+    public: Public | None = None
+    upload: Tree = field(default_factory=dict)
+    payload: Tree = field(default_factory=dict)
+    declined: str | None = None
 
     @property
     def model(self) -> Tree:
@@ -62,10 +78,14 @@ class Case:
         Which candidate goes into which batch is a matter of naming within one pass; over several passes the attacker
         takes every pass to use the same batches.
         """
+        return self.presumed(self.context.steps)
+
+    def presumed(self, steps: int) -> tuple[Tensor, ...]:
+        """:attr:`order` of a client that takes so many ``steps``."""
         size = self.context.batch_size or self.context.samples
         one_pass = torch.arange(self.context.samples).split(size)
-        passes = -(-self.context.steps // len(one_pass))
-        return (one_pass * passes)[: self.context.steps]
+        passes = -(-steps // len(one_pass))
+        return (one_pass * passes)[:steps]
 
     def generator(self, *purpose: str) -> np.random.Generator:
         """Randomness of this case alone: the same for every defence, so that defences are compared on equal starts."""
@@ -86,7 +106,24 @@ class Case:
         def double(values: Tree) -> Tree:
             return {name: value.double() if value.is_floating_point() else value for name, value in values.items()}
 
-        return type(self)(**{**self.__dict__, "broadcast": double(self.broadcast), "delta": double(self.delta)})
+        return replace(self, broadcast=double(self.broadcast), delta=double(self.delta))
+
+    def sending(self, model: Tree, network: Network | None = None) -> Self:
+        """The case of a server that sends ``model`` in place of the run's own; the answer is still to come.
+
+        With another ``network``, whatever the method broadcasts beside the model is as in its first round, but for what
+        does not depend on the network.
+        """
+        known = {name: value for name, value in self.broadcast.items() if not name.startswith("model/")}
+        if network is None:
+            return replace(self, broadcast=tree.join(model=model) | known, delta={}, upload={}, payload={})
+        server = self.work.server_init(model, Setting(self.data.clients, 1, max(self.context.round, 1)))
+        request = self.work.request(server, torch.tensor([self.context.client]))
+        fresh = request.known | request.shared | tree.take(request.kept | request.own, 0)
+        kept = {
+            n: v for n, v in known.items() if n.startswith("privacy/") or (n in fresh and fresh[n].shape == v.shape)
+        }
+        return replace(self, network=network, broadcast=fresh | kept, delta={}, upload={}, payload={})
 
     def simulate(self, x: Tensor, y: Tensor, order: tuple[Tensor, ...] | None = None) -> Tree:
         """The change of the model that an honest client with these samples would send; differentiable.
@@ -131,9 +168,16 @@ class Release:
     seed: int
 
 
+Ask = Callable[[Case], Case]
+"""The line of a malicious server to the client behind a case: what it sends goes in (:meth:`Case.sending`), and the
+client's honest answer to that comes out, or the reason why it declined."""
+
+
 @dataclass(frozen=True)
 class View:
-    """All that the attackers see under one defence. ``release`` is None where a defence of messages changes nothing."""
+    """All that the attackers see under one defence. ``release`` is None where a defence of messages changes nothing;
+    ``ask`` is there for servers that do not keep to the protocol."""
 
     cases: tuple[Case, ...]
     release: Release | None
+    ask: Ask | None = None

@@ -49,4 +49,12 @@ class NotApplicable:
     reason: str
 
 
-Guess = Reconstruction | Labels | Suspicion | NotApplicable
+@dataclass(frozen=True)
+class Declined:
+    """The client sent nothing that could be attacked, and why: a defence that worked."""
+
+    case: Case
+    reason: str
+
+
+Guess = Reconstruction | Labels | Suspicion | NotApplicable | Declined

@@ -10,10 +10,19 @@ from tasks.tree import Tree
 
 
 class Linear(NamedTuple):
-    """The parts of ``values`` (a gradient, an update) that belong to one linear layer with a bias."""
+    """The parts of ``values`` (a gradient, an update, a model) that belong to the linear layer ``name`` with a bias."""
 
     weight: Tensor
     bias: Tensor
+    name: str = ""
+
+    def put(self, values: Tree, weight: Tensor, bias: Tensor) -> Tree:
+        """``values`` with another ``weight`` and ``bias`` in this layer."""
+        return values | {f"{self.name}.weight": weight, f"{self.name}.bias": bias}
+
+    def without(self, values: Tree) -> Tree:
+        """``values`` without this layer."""
+        return {name: value for name, value in values.items() if name.rpartition(".")[0] != self.name}
 
 
 class _Call(NamedTuple):
@@ -47,15 +56,55 @@ def last(case: Case, values: Tree) -> Linear | str:
     return _part(call, values)
 
 
+def candidates(layer: Linear, tolerance: float) -> tuple[Tensor, Tensor]:
+    """What the rows of a gradient say, those that agree taken together, the largest bias gradient first.
+
+    Returns: candidates ``[found, features]`` in float64, and how many rows stand behind each ``[found]``.
+    """
+    weight, bias = layer.weight.double(), layer.bias.double()
+    order = torch.argsort(bias.abs(), descending=True)
+    order = order[bias[order].abs() > 1e-6 * bias.abs().max()]
+    left = weight[order] / bias[order, None]
+    rows, told = [], []
+    while len(left):
+        agree = (left - left[0]).abs().amax(1) <= tolerance
+        rows.append(left[0])
+        told.append(int(agree.sum()))
+        left = left[~agree]
+    return torch.stack(rows) if rows else left, torch.tensor(told, dtype=torch.int64)
+
+
+def plausible(case: Case, rows: Tensor, weight: Tensor, tolerance: float) -> Tensor:
+    """The candidates ``rows`` ``[found, features]`` that are likeliest to be samples, as many as the client has.
+
+    Those in the data's range come first, and among them those of the largest ``weight`` ``[found]``; where these are
+    equal, the order stays. Returns samples ``[kept, *shape]``, within the range.
+    """
+    low, high = case.data.range or (-torch.inf, torch.inf)
+    inside = ((rows >= low - tolerance) & (rows <= high + tolerance)).all(1)
+    # Stable sorts, the weightiest reason last.
+    ranked = torch.argsort(weight, descending=True, stable=True)
+    ranked = ranked[torch.argsort(inside[ranked].int(), descending=True, stable=True)]
+    kept = rows[ranked[: case.context.samples]].clamp(low, high)
+    return kept.reshape(-1, *case.data.shape).float()
+
+
+def features(case: Case, x: Tensor) -> Tensor:
+    """What the last layer sees of the samples ``x``, ``[samples, features]``."""
+    calls, _, _ = _watch(case, x)
+    return [call for call in calls if not any(call.module.children())][-1].input
+
+
 def _part(call: _Call, values: Tree) -> Linear | str:
     weight, bias = f"{call.name}.weight", f"{call.name}.bias"
     missing = [name for name in (weight, bias) if name not in values]
-    return f"the message holds no `{missing[0]}`" if missing else Linear(values[weight], values[bias])
+    return f"the message holds no `{missing[0]}`" if missing else Linear(values[weight], values[bias], call.name)
 
 
 @torch.no_grad()
-def _watch(case: Case) -> tuple[list[_Call], Tensor, Tensor]:
-    """The calls of layers with parameters of their own, in order, on meaningless samples; those; and the outputs."""
+def _watch(case: Case, x: Tensor | None = None) -> tuple[list[_Call], Tensor, Tensor]:
+    """The calls of layers with parameters of their own, in order, on ``x`` or else on meaningless samples; those; and
+    the outputs."""
     calls: list[_Call] = []
 
     def watched(name: str, module: nn.Module):
@@ -66,7 +115,7 @@ def _watch(case: Case) -> tuple[list[_Call], Tensor, Tensor]:
     layers = [(n, m) for n, m in case.network.module.named_modules() if any(True for _ in m.parameters(recurse=False))]
     hooks = [watched(name, module) for name, module in layers]
     try:
-        x = case.noise(2, "layers")
+        x = case.noise(2, "layers") if x is None else x
         out = case.network.apply(case.model, x)
     finally:
         for hook in hooks:

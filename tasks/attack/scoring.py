@@ -11,13 +11,19 @@ from torch import Tensor
 
 from tasks import keys
 from tasks.attack import words
-from tasks.attack.guesses import Labels, NotApplicable, Reconstruction, Suspicion
+from tasks.attack.case import Public
+from tasks.attack.client import HonestClient
+from tasks.attack.guesses import Declined, Labels, NotApplicable, Reconstruction, Suspicion
+from tasks.attack.wavelets import cw_ssim
 from tasks.partition.federation import Federation
+from tasks.train.settings import TrainSettings
 from tasks.train.transcript import Message, Transcript
 from tasks.tree import Tree
 
 PSNR_CAP = 80.0
 """dB given to a reconstruction that is equal to the original, or as good as that."""
+EXACT = 60.0
+"""dB from which a reconstruction is the original for all that eyes can tell."""
 MARGIN = 3.0
 """dB by which a recovered sample has to beat the average of its class: half its squared error."""
 WINDOW = 7
@@ -57,12 +63,18 @@ class Referee:
         self.federation, self.transcript, self.meta = federation, transcript, federation.meta
         rng = keys.generator(seed, "attack", "public")
         test = rng.permutation(len(federation.test_y))
-        self.public_x, self.public_y = self._test(test[: -(-len(test) // 2)][:public])
+        self.seed = seed
+        self.public = Public(*self._test(test[: -(-len(test) // 2)][:public]))
         self.x, self.y, self.members = self._draw(test[-(-len(test) // 2) :], candidates, rng)
 
     def labels(self, message: Message) -> Tensor:
         """The private labels behind a message, sorted: for an attacker that is assumed to know them."""
         return self._truth(message.label)["y"].sort().values
+
+    def client(self, message: Message, train: TrainSettings) -> HonestClient:
+        """The client behind a message, to answer what else it might have been sent."""
+        truth = self._truth(message.label)
+        return HonestClient(train, self.seed, message.context, truth["x"], truth["y"], truth["order"])
 
     @singledispatchmethod
     def judge(self, guess: object) -> Judgement:
@@ -74,10 +86,16 @@ class Referee:
         return Judgement({}, words.not_applicable(guess.reason), {})
 
     @judge.register
+    def _(self, guess: Declined) -> Judgement:
+        samples = len(self._truth(guess.case.message)["y"])
+        scores = {"samples": samples, "recovered": 0, "exact": 0, "label_accuracy": 0.0, "declined": 1}
+        return Judgement(scores, words.declined(guess.reason), {})
+
+    @judge.register
     def _(self, guess: Labels) -> Judgement:
         truth = self._truth(guess.case.message)["y"]
         right = _common(guess.y, truth, self.meta.classes)
-        public = torch.bincount(self.public_y, minlength=self.meta.classes).argmax()
+        public = torch.bincount(self.public.y, minlength=self.meta.classes).argmax()
         majority = int((truth == public).sum())
         scores = {"label_accuracy": right / len(truth), "baseline_label_accuracy": majority / len(truth)}
         return Judgement(scores, words.labels(right, len(truth)), {})
@@ -96,12 +114,14 @@ class Referee:
         scores: dict[str, float | int | None] = {
             "samples": len(y),
             "recovered": int(recovered.sum()),
+            "exact": int((psnr(errors, span) >= EXACT).sum()) if span else None,
             "mse": _mean(errors),
             "baseline_mse": _mean(square_errors(x, self._class_means[y])),
             "psnr": _mean(psnr(errors, span)) if span else None,
             "best_psnr": _finite(psnr(errors, span).max()) if span and len(errors) else None,
             "baseline_psnr": _mean(psnr(square_errors(x, self._class_means[y]), span)) if span else None,
             "ssim": _mean(ssim(original, reconstruction, span)) if span and self.meta.kind == "image" else None,
+            "cw_ssim": _mean(cw_ssim(original, reconstruction)) if self.meta.kind == "image" else None,
             "label_accuracy": float((guess.y[found] == labels).float().sum()) / len(y) if guess.y is not None else None,
             "mismatch": _finite(guess.mismatch),
         }
@@ -135,13 +155,13 @@ class Referee:
     @cached_property
     def _class_means(self) -> Tensor:
         """The average public sample of each class, and of all where a class is missing, ``[classes, *shape]``."""
-        everyone = self.public_x.float().mean(0)
-        of = [self.public_x[self.public_y == c].float() for c in range(self.meta.classes)]
+        everyone = self.public.x.float().mean(0)
+        of = [self.public.x[self.public.y == c].float() for c in range(self.meta.classes)]
         return torch.stack([x.mean(0) if len(x) else everyone for x in of])
 
     def _nearest_public(self, x: Tensor) -> Tensor:
         """The squared error of the public sample that is nearest to each of ``x``, ``[samples]``."""
-        public = self.public_x.float()
+        public = self.public.x.float()
         return torch.stack([square_errors(public, sample).min() for sample in x]) if len(x) else x.new_zeros(0)
 
     def _test(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:

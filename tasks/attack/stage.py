@@ -3,7 +3,7 @@
 import csv
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +14,13 @@ from tasks.artifacts import Damaged
 from tasks.attack import words
 from tasks.attack.attacks import Attack
 from tasks.attack.case import Case, Release, View
-from tasks.attack.defences import Defence
+from tasks.attack.defences import Defence, Offer
 from tasks.attack.guesses import Guess
 from tasks.attack.pictures import save_pairs
 from tasks.attack.scoring import Judgement, Referee
 from tasks.attack.settings import AttackSettings
 from tasks.config import Config
+from tasks.models import Model, Network
 from tasks.params import Params
 from tasks.partition.federation import Federation
 from tasks.tracking import Tracker, flatten
@@ -38,10 +39,11 @@ def attack(params: Params, folder: Path, tracker: Tracker) -> None:
     judged: list[Judged] = []
     total = sum(bench.guesses(method) * (len(defences) if method.needs_transcript else 1) for method in suite.values())
     for protection, defence in defences.items():
+        cases = tuple(bench.case(message, defence) for message in bench.messages)
         for name, method in suite.items():
             if not method.needs_transcript and judged and protection != next(iter(defences)):
                 continue
-            for guess in method.run(bench.view(method, defence)):
+            for guess in method.run(bench.view(method, cases)):
                 judged.append(Judged(name, protection, method, guess, bench.referee.judge(guess)))
                 shown = {key: judged[-1].judgement.scores.get(key) for key in ("psnr", "label_accuracy", "auc")}
                 tracker.progress(len(judged), max(total, len(judged)), "attack", **shown)
@@ -80,40 +82,83 @@ class Bench:
     def __init__(self, params: Params, folder: Path):
         self.params, self.settings, self.folder = params, params.attack, folder
         self.federation = Federation.open(folder / "partition")
-        meta = self.federation.meta
-        self.network = models.build(params.model, meta.shape, meta.classes, params.seed)
+        self.network = self._network(params.model)
         self.transcript = Transcript.open(folder / "train" / "transcript") if self.settings.needs_transcript else None
         self.referee = Referee(
             self.federation, self.transcript, params.seed, self.settings.public, self.settings.candidates
         )
         self.messages = self._choose(self.transcript.messages) if self.transcript else []
-        self.decoded = {message.label: self._decode(message) for message in self.messages}
+        self.recorded = {message.label: message for message in self.messages}
 
     def guesses(self, method: Attack) -> int:
         """How many guesses to expect of a method behind one defence, for the progress shown."""
         return len(self.messages) if method.needs_transcript else 1
 
-    def view(self, method: Attack, defence: Defence) -> View:
-        """What ``method`` may see behind ``defence``."""
-        if method.needs_transcript:
-            return View(tuple(self._case(message, method, defence) for message in self.messages), None)
-        return View((), self._release())
+    def view(self, method: Attack, cases: tuple[Case, ...]) -> View:
+        """What ``method`` may see of ``cases``, or of the released model."""
+        if not method.needs_transcript:
+            return View((), self._release())
+        told = tuple(self._told(case) for case in cases) if method.told_labels else cases
+        return View(told, None, self.ask if method.malicious else None)
 
-    def _case(self, message: Message, method: Attack, defence: Defence) -> Case:
-        key = torch.tensor(keys.derive(self.params.seed, "attack", "defence", message.label))
-        return Case(
+    def case(self, message: Message, defence: Defence) -> Case:
+        """A message as it reaches the server behind ``defence``, played once more if that changes what clients do."""
+        train = self.params.train
+        case = Case(
             message=message.label,
             context=message.context,
             network=self.network,
-            work=self.params.train.algorithm,
+            work=defence.protocol(train.algorithm),
             data=self.federation.meta,
             broadcast=message.broadcast(),
-            delta=defence.protect(self.decoded[message.label], key),
+            delta={},
             defence=defence,
             budget=self.settings.budget,
             seed=self.params.seed,
-            labels=self.referee.labels(message) if method.told_labels else None,
+            public=self.referee.public,
         )
+        if (model := defence.design(self.params.model)) != self.params.model:
+            network = self._network(model)
+            return self.ask(case.sending(network.parameters, network))
+        if case.work != train.algorithm:
+            return self.ask(case)
+        reason = self._objection(case)
+        heard = message.payload(), message.upload(train.uplink)
+        return replace(case, declined=reason) if reason else self._heard(case, *heard)
+
+    def ask(self, case: Case) -> Case:
+        """What the client behind ``case`` answers to the broadcast that is in it, or why it does not."""
+        if reason := self._objection(case):
+            return replace(case, declined=reason)
+        client = self.referee.client(self.recorded[case.message], self.params.train)
+        reply = client.answer(case.network, case.work, case.broadcast)
+        return self._heard(replace(case, context=reply.context), reply.payload, reply.upload)
+
+    def _objection(self, case: Case) -> str | None:
+        """Why the client behind ``case`` stays out of the round, by its defence."""
+        message = self.recorded[case.message]
+        client = self.referee.client(message, self.params.train)
+        agreed = self._network(case.defence.design(self.params.model))
+        start = agreed.parameters
+        known = [start, *(model for model in self._earlier(message) if model.keys() == start.keys())]
+        return case.defence.objection(Offer(agreed, case.network, case.model, known, client.x, client.y))
+
+    def _heard(self, case: Case, payload: tree.Tree, upload: tree.Tree) -> Case:
+        """The case with a message that its defence has been applied to."""
+        key = torch.tensor(keys.derive(self.params.seed, "attack", "defence", case.message))
+        raw = tree.part(upload, "delta")
+        delta = case.defence.protect(raw, key)
+        if delta is not raw:
+            upload, payload = upload | tree.join(delta=delta), {}
+        return replace(case, delta=delta, upload=upload, payload=payload)
+
+    def _told(self, case: Case) -> Case:
+        return replace(case, labels=self.referee.labels(self.recorded[case.message]))
+
+    def _earlier(self, message: Message) -> list[tree.Tree]:
+        """The models of the recorded rounds before that of ``message``."""
+        rounds = {other.context.round: other for other in self.transcript.messages}
+        return [rounds[round_].model() for round_ in sorted(rounds) if round_ < message.context.round]
 
     def _release(self) -> Release:
         referee, path = self.referee, self.folder / "aggregate" / "model.safetensors"
@@ -122,12 +167,12 @@ class Bench:
             raise Damaged(path, f"holds no parameter `{missing[0]}` of the model in params.yaml")
         released = {name: released[name] for name in self.network.parameters}
         return Release(
-            self.network, released, self.federation.meta, referee.x, referee.y, referee.public_x, referee.public_y,
-            self.params.seed,
-        )  # fmt: skip
+            self.network, released, self.federation.meta, referee.x, referee.y, *referee.public, self.params.seed
+        )
 
-    def _decode(self, message: Message) -> tree.Tree:
-        return tree.part(message.upload(self.params.train.uplink), "delta")
+    def _network(self, model: Model) -> Network:
+        meta = self.federation.meta
+        return models.build(model, meta.shape, meta.classes, self.params.seed)
 
     def _choose(self, messages: list[Message]) -> list[Message]:
         ranked = sorted(messages, key=lambda m: (m.context.samples, m.context.round, m.context.client))

@@ -12,6 +12,10 @@ def not_applicable(reason: str) -> str:
     return f"not applicable: {reason}"
 
 
+def declined(reason: str) -> str:
+    return f"recovers nothing: the client stays out of the round, as {reason}"
+
+
 def labels(right: int, total: int) -> str:
     """``right`` labels of ``total`` were read out of a message."""
     return f"recovers {right} of {total} labels"
@@ -63,7 +67,7 @@ def finding(attack: str, results: list[dict], defences: dict[str, Defence], kind
 
 def _altogether(rows: list[dict], kind: str) -> str:
     """What all messages gave together, where there are several."""
-    if len(rows) < 2 or "recovered" not in rows[0]["scores"]:
+    if len(rows) < 2 or not all("recovered" in row["scores"] for row in rows):
         return ""
     recovered, samples = (sum(row["scores"][name] for row in rows) for name in ("recovered", "samples"))
     return f" From all {len(rows)} messages: {recovered} of {samples} {NOUNS[kind][1]}."

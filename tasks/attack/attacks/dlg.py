@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from tasks.attack.attacks.attack import Inversion
+from tasks.attack.attacks.attack import Family, Inversion
 from tasks.attack.case import Case
 from tasks.attack.guesses import Reconstruction
 from tasks.attack.matching import lbfgs, square_mismatch
@@ -23,6 +23,7 @@ class DLG(Inversion):
     """
 
     name: Literal["dlg"] = "dlg"
+    family: ClassVar[Family] = "optimisation"
     assumes: ClassVar[str] = "the number of samples"
 
     def guess(self, case: Case) -> Reconstruction:

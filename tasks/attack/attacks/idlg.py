@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from tasks.attack import label_leak
-from tasks.attack.attacks.attack import Inversion
+from tasks.attack.attacks.attack import Family, Inversion
 from tasks.attack.case import Case
 from tasks.attack.guesses import Reconstruction
 from tasks.attack.matching import lbfgs, square_mismatch
@@ -20,6 +20,7 @@ class IDLG(Inversion):
     """
 
     name: Literal["idlg"] = "idlg"
+    family: ClassVar[Family] = "optimisation"
     assumes: ClassVar[str] = "the number of samples"
 
     def obstacle(self, case: Case) -> str | None:

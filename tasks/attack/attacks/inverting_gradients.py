@@ -1,21 +1,16 @@
 """Inverting gradients: the direction of the update, a prior for images, and signed Adam."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad, vmap
 
-from tasks import tree
 from tasks.attack import label_leak
-from tasks.attack.attacks.attack import Inversion
+from tasks.attack.attacks.attack import Family, Inversion
 from tasks.attack.case import Case
 from tasks.attack.guesses import Reconstruction
-from tasks.tree import Tree
-
-DROPS = (3 / 8, 5 / 8, 7 / 8)
-"""When the step is divided by ten, as shares of the search."""
+from tasks.attack.matching import align
 
 
 class InvertingGradients(Inversion):
@@ -32,13 +27,16 @@ class InvertingGradients(Inversion):
     """
 
     name: Literal["inverting_gradients"] = "inverting_gradients"
+    family: ClassVar[Family] = "optimisation"
     assumes: ClassVar[str] = "the number of samples and of local steps"
     lr: float = Field(0.1, gt=0, description="first step of Adam, in units of the data's range")
     tv: float = Field(1e-3, ge=0, description="weight of the total variation (alpha)")
     restarts: int = Field(4, ge=1, description="random starts, searched side by side; they share the budget")
     labels: Literal["inferred", "given"] = Field("inferred", description="read off the last layer, or assumed known")
-    local_steps: Literal["simulated", "ignored"] = Field(
-        "simulated", description="whether the client's local steps are repeated, or its update taken for one gradient"
+    local_steps: Literal["simulated", "ignored"] | Annotated[int, Field(ge=1)] = Field(
+        "simulated",
+        description="whether the client's local steps are repeated, or its update taken for one gradient; a number "
+        "repeats so many steps, right or wrong",
     )
 
     @property
@@ -50,55 +48,17 @@ class InvertingGradients(Inversion):
         return super().obstacle(case) or (found if isinstance(found, str) else None)
 
     def guess(self, case: Case) -> Reconstruction:
-        order = case.order if self.local_steps == "simulated" else (torch.arange(case.context.samples),)
         y = self._labels(case)
+        start = case.noise(y.numel(), self.name).reshape(*y.shape, *case.data.shape)
+        found, y = align(case, start, y, self._order(case), self.lr, self.tv)
+        return Reconstruction(case, found.unknowns, y, found.evaluations, found.value)
 
-        def mismatch(x: Tensor, y: Tensor) -> Tensor:
-            return 1.0 - cosine(case.simulate(x, y, order), case.delta)
-
-        def objective(x: Tensor, y: Tensor) -> Tensor:
-            return mismatch(x, y) + self.tv * self._variation(case, x)
-
-        iterations = max(1, case.budget // (self.restarts * len(order)))
-        x = self._search(case, vmap(grad(objective)), y, iterations)
-        with torch.no_grad():
-            left = vmap(mismatch)(x, y).nan_to_num(nan=2.0)
-        best = int(left.argmin())
-        return Reconstruction(case, x[best], y[best], iterations * self.restarts * len(order), float(left[best]))
+    def _order(self, case: Case) -> tuple[Tensor, ...]:
+        if self.local_steps == "ignored":
+            return (torch.arange(case.context.samples),)
+        return case.order if self.local_steps == "simulated" else case.presumed(self.local_steps)
 
     def _labels(self, case: Case) -> Tensor:
         """Labels ``[restarts, samples]``; which of them share a batch is guessed anew for each start."""
         y, rng = label_leak.labels(case), case.generator(self.name, "labels")
         return torch.stack([y[torch.from_numpy(rng.permutation(len(y)))] for _ in range(self.restarts)])
-
-    def _search(self, case: Case, slope, y: Tensor, iterations: int) -> Tensor:
-        """Signed Adam from random starts; ``[restarts, samples, *shape]``."""
-        low, high = case.data.range or (-torch.inf, torch.inf)
-        step = self.lr * (high - low if case.data.range else 1.0)
-        x = case.noise(y.numel(), self.name).reshape(*y.shape, *case.data.shape)
-        mean, square = torch.zeros_like(x), torch.zeros_like(x)
-        for i in range(1, iterations + 1):
-            # Where no simulated gradient is left, its direction is undefined: stay, do not spread NaN.
-            sign = slope(x, y).nan_to_num(nan=0.0).sign()
-            mean, square = 0.9 * mean + 0.1 * sign, 0.999 * square + 0.001 * sign.square()
-            rate = step * 0.1 ** sum(i > drop * iterations for drop in DROPS)
-            move = (mean / (1 - 0.9**i)) / ((square / (1 - 0.999**i)).sqrt() + 1e-8)
-            x = (x - rate * move).clamp(low, high)
-        return x
-
-    def _variation(self, case: Case, x: Tensor) -> Tensor:
-        if case.data.kind != "image":
-            return x.new_zeros(())
-        span = case.data.range[1] - case.data.range[0] if case.data.range else 1.0
-        return total_variation(x) / span
-
-
-def cosine(a: Tree, b: Tree) -> Tensor:
-    """The cosine of the angle between two trees, all their entries taken as one vector; 0 where one of them is 0."""
-    return tree.dot(a, b) / (tree.norm(a) * tree.norm(b)).clamp(min=1e-30)
-
-
-def total_variation(x: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring pixels, down and across, of ``x`` ``[..., height, width]``."""
-    down, across = x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
-    return sum(part.abs().mean() for part in (down, across) if part.numel())

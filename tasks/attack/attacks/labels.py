@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 from tasks.attack import label_leak
-from tasks.attack.attacks.attack import OnMessages
+from tasks.attack.attacks.attack import Family, OnMessages
 from tasks.attack.case import Case
 from tasks.attack.guesses import Labels
 
@@ -18,6 +18,7 @@ class LabelRecovery(OnMessages):
     """
 
     name: Literal["labels"] = "labels"
+    family: ClassVar[Family] = "inference"
     assumes: ClassVar[str] = "the number of samples"
 
     def obstacle(self, case: Case) -> str | None:

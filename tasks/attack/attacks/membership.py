@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from tasks import keys, models, tree
-from tasks.attack.attacks.attack import Attack
+from tasks.attack.attacks.attack import Attack, Family
 from tasks.attack.case import Release, View
 from tasks.attack.guesses import Suspicion
 from tasks.models import Network
@@ -39,6 +39,7 @@ class Membership(Attack):
     """
 
     name: Literal["membership"] = "membership"
+    family: ClassVar[Family] = "inference"
     assumes: ClassVar[str] = "the samples in question with their labels, and others of the same distribution"
     shadows: int = Field(16, ge=0, multiple_of=2, description="shadow models of LiRA; 0 for the loss threshold alone")
     mode: Literal["online", "offline"] = Field("online", description="whether shadows that saw the sample are used too")

@@ -2,12 +2,10 @@
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from tasks.attack import layers
-from tasks.attack.attacks.attack import Inversion
+from tasks.attack.attacks.attack import Family, Inversion
 from tasks.attack.case import Case
 from tasks.attack.guesses import Reconstruction
 
@@ -26,6 +24,7 @@ class ReadOut(Inversion):
     """
 
     name: Literal["read_out"] = "read_out"
+    family: ClassVar[Family] = "analytics"
     assumes: ClassVar[str] = "the number of samples"
     tolerance: float = Field(1e-3, gt=0, description="largest difference between rows that agree, in units of the data")
 
@@ -35,29 +34,5 @@ class ReadOut(Inversion):
 
     def guess(self, case: Case) -> Reconstruction:
         layer = layers.first(case, case.gradient)
-        rows, told = candidates(layer, self.tolerance)
-        low, high = case.data.range or (-torch.inf, torch.inf)
-        inside = ((rows >= low - self.tolerance) & (rows <= high + self.tolerance)).all(1)
-        # Stable sorts, the weightiest reason last; candidates come with the clearest signal first.
-        ranked = torch.argsort(told, descending=True, stable=True)
-        ranked = ranked[torch.argsort(inside[ranked].int(), descending=True, stable=True)]
-        kept = rows[ranked[: case.context.samples]].clamp(low, high)
-        return Reconstruction(case, kept.reshape(-1, *case.data.shape).float(), None, 0)
-
-
-def candidates(layer: layers.Linear, tolerance: float) -> tuple[Tensor, Tensor]:
-    """What the rows of a gradient say, those that agree taken together, the largest bias gradient first.
-
-    Returns: candidates ``[found, features]`` in float64, and how many rows stand behind each ``[found]``.
-    """
-    weight, bias = layer.weight.double(), layer.bias.double()
-    order = torch.argsort(bias.abs(), descending=True)
-    order = order[bias[order].abs() > 1e-6 * bias.abs().max()]
-    left = weight[order] / bias[order, None]
-    rows, told = [], []
-    while len(left):
-        agree = (left - left[0]).abs().amax(1) <= tolerance
-        rows.append(left[0])
-        told.append(int(agree.sum()))
-        left = left[~agree]
-    return torch.stack(rows) if rows else left, torch.tensor(told, dtype=torch.int64)
+        rows, told = layers.candidates(layer, self.tolerance)
+        return Reconstruction(case, layers.plausible(case, rows, told, self.tolerance), None, 0)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tasks import tree
 from tasks.attack import label_leak, layers
 from tasks.attack.attacks import DLG, IDLG, InvertingGradients, LabelRecovery, ReadOut
-from tasks.attack.attacks.read_out import candidates
 from tasks.attack.case import View
 from tasks.attack.defences import Noise
 from tasks.attack.guesses import NotApplicable
@@ -68,7 +67,7 @@ def test_rows_that_agree_are_one_candidate():
     a, b = torch.tensor([0.1, 0.9]), torch.tensor([0.5, 0.2])
     bias = torch.tensor([1.0, -2.0, 0.5, 0.0])
     weight = torch.stack([a * 1.0, a * -2.0, b * 0.5, torch.zeros(2)])
-    rows, told = candidates(layers.Linear(weight, bias), 1e-6)
+    rows, told = layers.candidates(layers.Linear(weight, bias), 1e-6)
     assert torch.allclose(rows, torch.stack([a, b]).double()) and told.tolist() == [2, 1]
 
 

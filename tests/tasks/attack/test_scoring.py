@@ -160,7 +160,7 @@ def test_candidates_are_all_training_samples_and_none_of_the_attackers_own(refer
     data = referee.federation
     assert int(referee.members.sum()) == int(data.train_sizes.sum()) and (~referee.members).sum() == 3 + 200
     trained = {data.x[row].tobytes() for client in range(3) for row in data.train(client)}
-    public = {sample.numpy().tobytes() for sample in referee.public_x}
+    public = {sample.numpy().tobytes() for sample in referee.public.x}
     asked = [sample.numpy().tobytes() for sample in referee.x]
     assert {a for a, member in zip(asked, referee.members, strict=True) if member} == trained
     assert not public & set(asked)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tasks import tree
-from tasks.attack.attacks.inverting_gradients import cosine, total_variation
 from tasks.attack.defences import NoDefence, Noise, Prune
+from tasks.attack.matching import cosine, total_variation
 from tasks.models import CNN, MLP
 from tasks.train.algorithms import FedAvg, FedProx
 from tests.tasks.attack.scenes import scene

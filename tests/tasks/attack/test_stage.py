@@ -21,6 +21,7 @@ from tasks.attack.stage import attack
 from tasks.models import CNN, MLP
 from tasks.tracking import Tracker
 from tasks.train.algorithms import FedAvg
+from tasks.train.settings import TrainSettings
 from tests.tasks.attack.scenes import write_run
 
 SIZES = [5, 2, 30, 1]
@@ -28,7 +29,7 @@ SIZES = [5, 2, 30, 1]
 
 def run(folder, model, **settings):
     """Runs the stage; returns what it published."""
-    train = SimpleNamespace(uplink=(), algorithm=FedAvg(lr=0.1, batch_size=0))
+    train = TrainSettings(algorithm=FedAvg(lr=0.1, batch_size=0))
     params = SimpleNamespace(seed=0, model=model, train=train, attack=AttackSettings(**settings))
     attack(params, folder, Tracker("attack"))
     return folder / "attack"
