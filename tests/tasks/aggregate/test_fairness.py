@@ -1,0 +1,131 @@
+"""Partial information decomposition of disparities, and the frontier of what is attainable, against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.aggregate.fairness import Frontier, decompose, information
+
+
+def joint(rule) -> np.ndarray:
+    """P(s, z, y^) of uniform z and s and y^ = rule(z, s)."""
+    table = np.zeros((2, 2, 2))
+    for s in range(2):
+        for z in range(2):
+            table[s, z, rule(z, s)] += 0.25
+    return table
+
+
+def test_the_canonical_examples_have_their_bit_in_the_right_place():
+    unique = decompose(joint(lambda z, s: z))
+    assert unique == pytest.approx((1, 1, 1, 0, 0), abs=1e-7)
+    masked = decompose(joint(lambda z, s: z ^ s))
+    assert masked == pytest.approx((0, 1, 0, 0, 1), abs=1e-7)
+    everywhere = np.zeros((2, 2, 2))
+    everywhere[0, 0, 0] = everywhere[1, 1, 1] = 0.5
+    assert decompose(everywhere) == pytest.approx((1, 0, 0, 1, 0), abs=1e-7)
+
+
+def test_the_two_and_gates():
+    gate = decompose(joint(lambda z, s: z & s))
+    assert (gate.unique, gate.redundant, gate.masked) == pytest.approx((0.3113, 0, 0.1887), abs=1e-4)
+    # Z = Y^ and S, with Y^ and S uniform.
+    table = np.zeros((2, 2, 2))
+    for s in range(2):
+        for y in range(2):
+            table[s, y & s, y] += 0.25
+    other = decompose(table)
+    assert (other.unique, other.redundant, other.masked) == pytest.approx((0, 0.3113, 0.5), abs=1e-4)
+
+
+tables = st.integers(0, 2**32 - 1).map(
+    lambda seed: np.random.default_rng(seed).dirichlet(np.full(12, 0.5)).reshape(3, 2, 2)
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(p=tables)
+def test_the_parts_add_up_none_is_negative_and_pinsker_holds(p):
+    found = decompose(p)
+    assert found.total == pytest.approx(found.unique + found.redundant, abs=1e-12)
+    assert found.local == pytest.approx(found.unique + found.masked, abs=1e-12)
+    assert min(found) >= -1e-9
+    rate = p[:, :, 1].sum(0) / p.sum((0, 2))
+    share = p.sum((0, 2))[1]
+    assert abs(rate[1] - rate[0]) <= math.sqrt(found.total * math.log(2) / (2 * share * (1 - share))) + 1e-9
+
+
+@settings(max_examples=15, deadline=None)
+@given(p=tables)
+def test_names_do_not_matter_and_neither_do_clients_that_are_alike(p):
+    found = decompose(p)
+    for other in (p[::-1], p[:, ::-1], p[:, :, ::-1], np.concatenate([p / 2, p / 2])):
+        assert decompose(other) == pytest.approx(found, abs=1e-6)
+
+
+def test_with_one_client_all_disparity_is_unique():
+    p = np.random.default_rng(3).dirichlet(np.ones(4)).reshape(1, 2, 2)
+    found = decompose(p)
+    assert (found.redundant, found.masked) == pytest.approx((0, 0), abs=1e-8)
+    assert found.unique == pytest.approx(information(p[0]), abs=1e-8)
+
+
+def test_where_groups_are_spread_evenly_nothing_is_redundant():
+    """I(Z; S) = 0 bounds the redundant part, so fairness within all clients is fairness for all."""
+    rng = np.random.default_rng(5)
+    rates = rng.random((4, 2))
+    p = (
+        np.stack([rates, 1 - rates], -1)
+        * np.array([0.3, 0.7])[None, :, None]
+        * rng.dirichlet(np.ones(4))[:, None, None]
+    )
+    found = decompose(p)
+    assert found.redundant == pytest.approx(0, abs=1e-7)
+    assert found.total <= found.local + 1e-9
+
+
+def test_where_clients_add_nothing_to_the_prediction_nothing_is_masked():
+    """Z - Y^ - S is a Markov chain."""
+    rng = np.random.default_rng(6)
+    both, given_prediction = rng.dirichlet(np.ones(4)).reshape(2, 2), rng.dirichlet(np.ones(3), 2)
+    p = both[None] * given_prediction.T[:, None, :]
+    assert decompose(p).masked == pytest.approx(0, abs=1e-7)
+
+
+def scenario(name: str, a: float = 0.9) -> np.ndarray:
+    """P(s, z, y) with P(Z = 1) = 1/2, P(Y = 1 | Z = 1) = 0.7 and P(Y = 1 | Z = 0) = 0.3."""
+    p = np.zeros((2, 2, 2))
+    for z in range(2):
+        for y in range(2):
+            both = 0.5 * (0.7 if y == z else 0.3)
+            side = {"even": 0.5, "group": a if z else 1 - a, "label": a if y == z else 1 - a}[name]
+            p[1, z, y], p[0, z, y] = both * side, both * (1 - side)
+    return p
+
+
+@pytest.mark.parametrize(
+    ("name", "a", "expected"),
+    [("even", 0.5, (0.8, 0.8, 0.8)), ("group", 0.9, (0.8, 0.96, 0.8)), ("label", 0.95, (0.8, 0.55, 0.55))],
+)
+def test_the_best_fair_accuracy_is_the_closed_form(name, a, expected):
+    p = scenario(name, a)
+    frontier, free = Frontier(p), 10.0
+    limits = [(0.0, free), (free, 0.0), (0.0, 0.0)]
+    assert [frontier.accuracy(*limit) for limit in limits] == pytest.approx(expected, abs=1e-6)
+    # The linear program at 0 and the convex program just above it.
+    assert frontier.accuracy(2e-9, free) == pytest.approx(expected[0], abs=1e-3)
+    # 1 - min(p, 1 - p) |r1 - r0| globally, and the same in every client locally.
+    rate = p[:, :, 1] / p.sum(2)
+    within = p.sum(2).min(1) @ np.abs(rate[:, 1] - rate[:, 0])
+    assert frontier.accuracy(free, 0.0) == pytest.approx(1 - within, abs=1e-6)
+
+
+def test_more_room_never_costs_accuracy_and_the_frontier_is_concave():
+    frontier = Frontier(scenario("group"))
+    line = [frontier.accuracy(0.02 * step, 0.01 * step) for step in range(6)]
+    assert all(later >= earlier - 1e-6 for earlier, later in zip(line, line[1:], strict=False))
+    assert all(b >= (a + c) / 2 - 1e-5 for a, b, c in zip(line, line[1:], line[2:], strict=False))
+    assert frontier.accuracy(10, 10) == pytest.approx(1, abs=1e-7)
