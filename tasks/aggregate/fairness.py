@@ -72,7 +72,7 @@ def decompose(counts: np.ndarray) -> Disparity:
 
 
 def _unique(p: np.ndarray) -> float:
-    """min over Q with the margins Q(z, y^) and Q(z, s) of P of I_Q(Z; Y^ | S), for P ``[clients, groups, predictions]``.
+    """min over Q with P's margins Q(z, y^) and Q(z, s) of I_Q(Z; Y^ | S), for P ``[clients, groups, predictions]``.
 
     Up to constants that is the convex sum of Q(z, y^, s) log(Q(z, y^, s) / Q(y^, s))."""
     import cvxpy as cp

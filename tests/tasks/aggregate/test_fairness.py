@@ -1,6 +1,7 @@
 """Partial information decomposition of disparities, and the frontier of what is attainable, against closed forms."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -126,6 +127,6 @@ def test_the_best_fair_accuracy_is_the_closed_form(name, a, expected):
 def test_more_room_never_costs_accuracy_and_the_frontier_is_concave():
     frontier = Frontier(scenario("group"))
     line = [frontier.accuracy(0.02 * step, 0.01 * step) for step in range(6)]
-    assert all(later >= earlier - 1e-6 for earlier, later in zip(line, line[1:], strict=False))
+    assert all(later >= earlier - 1e-6 for earlier, later in pairwise(line))
     assert all(b >= (a + c) / 2 - 1e-5 for a, b, c in zip(line, line[1:], line[2:], strict=False))
     assert frontier.accuracy(10, 10) == pytest.approx(1, abs=1e-7)
