@@ -37,6 +37,7 @@ class FedAvg(Config):
     steps: int | None = Field(None, ge=1, description="local steps a round, in place of `epochs` (K)")
     batch_size: int = Field(16, ge=0, description="samples a local step (B); 0 for all of the client's at once")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of the local SGD; starts at 0 in each round")
+    keep_momentum: bool = Field(False, description="start from the client's last momentum instead, which stays home")
     weight_decay: float = Field(0.0, ge=0, description="L2 pull of the local SGD towards 0")
     weighting: Literal["samples", "uniform"] = Field("samples", description="weight of a client in the mean (p_k)")
     server: ServerOptimizer = Field(SGD(), description="the server's optimiser")
@@ -66,15 +67,21 @@ class FedAvg(Config):
         return moments, moments
 
     @property
+    def remembers_momentum(self) -> bool:
+        return self.keep_momentum and self.momentum > 0
+
+    @property
     def batches(self) -> Batches:
         return Batches(self.epochs, self.batch_size, self.steps)
 
     def client_memory(self, shared: Tree) -> Tree:
-        return {}
+        return tree.join(momentum=tree.zeros_like(tree.part(shared, "model"))) if self.remembers_momentum else {}
 
     def client_init(self, shared: Tree, own: Tree, memory: Tree) -> ClientState:
         model = tree.part(shared, "model")
         moments = tree.zeros_like(model) if self.momentum else {}
+        if self.remembers_momentum:
+            moments = tree.part(memory, "momentum")
         steps = torch.zeros_like(shared["lr"])
         return ClientState(model, model, moments, shared, own, memory, steps)
 
@@ -85,7 +92,8 @@ class FedAvg(Config):
         return state._replace(params=params, optimizer=moments, steps=state.steps + 1), metrics
 
     def client_final(self, shared: Tree, state: ClientState) -> tuple[Tree, Tree]:
-        return tree.join(delta=tree.subtract(state.params, state.start)), state.memory
+        kept = tree.join(momentum=state.optimizer) if self.remembers_momentum else {}
+        return tree.join(delta=tree.subtract(state.params, state.start)), state.memory | kept
 
     def client_sent(self, shared: Tree, memory: Tree, arrived: Tree) -> Tree:
         return memory
@@ -126,6 +134,12 @@ class FedAvg(Config):
     def diagnostics(self, server: Tree) -> dict[str, float]:
         """What a method has to tell of its state beside how good the model is, by name, at every evaluation."""
         return {}
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the server may take any weighted sum of changes, whatever their age: as long as it is this one's."""
+        kind = type(self)
+        return kind.round is FedAvg.round and kind.server_update is FedAvg.server_update
 
     def server_update(self, server: Tree, uploads: Uploads) -> Tree:
         delta = tree.part(uploads.mean(), "delta")

@@ -63,29 +63,37 @@ class FedSpeed(FedAvg):
         if self.clip_norm:
             gradient = clip(gradient, self.clip_norm)
         pull = tree.subtract(state.params, state.start)
-        if state.memory:
+        if self.dual_average != "none":
             pull = tree.add(pull, tree.part(state.memory, "drift"))
         return tree.add(gradient, pull, self.prox), metrics
 
     def client_memory(self, shared: Tree) -> Tree:
         """``drift``: -dual_k / prox, the sum of the client's changes so far."""
-        return {} if self.dual_average == "none" else tree.join(drift=tree.zeros_like(tree.part(shared, "model")))
+        memory = super().client_memory(shared)
+        if self.dual_average == "none":
+            return memory
+        return memory | tree.join(drift=tree.zeros_like(tree.part(shared, "model")))
 
     def client_final(self, shared: Tree, state: ClientState) -> tuple[Tree, Tree]:
-        delta = tree.subtract(state.params, state.start)
+        upload, memory = super().client_final(shared, state)
         if self.dual_average != "sampled":
-            return tree.join(delta=delta), state.memory
-        drift = tree.add(tree.part(state.memory, "drift"), delta)
-        return tree.join(delta=tree.add(delta, drift)), tree.join(drift=drift)
+            return upload, memory
+        delta = tree.part(upload, "delta")
+        drift = tree.add(tree.part(memory, "drift"), delta)
+        return tree.join(delta=tree.add(delta, drift)), memory | tree.join(drift=drift)
 
     def client_sent(self, shared: Tree, memory: Tree, arrived: Tree) -> Tree:
         if self.dual_average != "all":
             return memory
-        return tree.join(drift=tree.add(tree.part(memory, "drift"), tree.part(arrived, "delta")))
+        return memory | tree.join(drift=tree.add(tree.part(memory, "drift"), tree.part(arrived, "delta")))
 
     def server_init(self, params: Tree, setting: Setting) -> Tree:
         server = super().server_init(params, setting)
         return server | tree.join(drift=tree.zeros_like(params)) if self.dual_average == "all" else server
+
+    @property
+    def asynchronous(self) -> bool:
+        return self.dual_average != "all"
 
     def server_update(self, server: Tree, uploads: Uploads) -> Tree:
         if self.dual_average != "all":

@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tasks import models, tree
-from tasks.train.algorithms import FedAvg, FedProx, Scaffold
+from tasks.train.algorithms import FedAvg, FedPer, FedProx, FedSpeed, Scaffold
+from tasks.train.algorithms.learning_rates import Constant
 from tasks.train.algorithms.server_optimizers import SGD, Adagrad, Adam, Yogi
 from tasks.train.settings import TrainSettings
 from tasks.train.work import Setting, Uploads
@@ -92,6 +93,29 @@ def test_fedprox_stays_nearer_to_the_broadcast_the_harder_it_pulls(data):
         return float(tree.norm(tree.part(coordinator.uploads, "delta")))
 
     assert moved(0.0) > moved(1.0) > moved(10.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (FedAvg, {}),
+        (FedPer, {}),
+        (FedSpeed, {"dual_average": "none", "rho": 0, "prox": 0, "clip_norm": None, "lr_schedule": Constant()}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_kept_momentum_makes_many_short_rounds_of_one_client_a_long_one(tmp_path, method, options):
+    alone = federation(tmp_path / "alone", sizes=(20,))
+    wanted = {"lr": 0.05, "momentum": 0.9, "batch_size": 0, "epochs": 1, **options}
+
+    def trained(rounds: int, **others):
+        end = run(alone, settings(method(**wanted | others), cohort=1), rounds)
+        return tree.take(end.models(np.zeros(1, int)), 0) or end.model
+
+    whole, parts = trained(1, epochs=4), trained(4, keep_momentum=True)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6)
+    assert not all(torch.allclose(value, whole[name], atol=1e-4) for name, value in trained(4).items())
 
 
 def test_scaffold_begins_as_fedavg_to_the_last_bit(data):
