@@ -116,6 +116,7 @@ def conflicts(params: Params) -> Iterator[str]:
         )
     yield from check_chain(train.uplink, Momenta(train.algorithm.momentum, train.algorithm.server.momentum))
     yield from params.partition.conflicts(promised=train.privacy.target_delta(clients) is not None)
+    yield from train.schedule.conflicts(train, clients)
     yield from train.privacy.conflicts(train.algorithm.weighting, train.sampling.name, train.cohort)
     yield from train.topology.conflicts(train, clients)
     yield from params.aggregate.conflicts(train)

@@ -1,22 +1,29 @@
-"""The server's side of a run: it selects, broadcasts, collects, accounts and updates, one round after another."""
+"""The server's side of a run: it selects, broadcasts, collects, accounts and updates, one step after another."""
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tasks import keys, tree
 from tasks.partition.federation import Federation
 from tasks.train.engine.plan import Plan, stacks
 from tasks.train.engine.program import Answer, Job, Result, blank
 from tasks.train.engine.workers import Workers
+from tasks.train.inflight import InFlight
 from tasks.train.memory import ClientMemory
 from tasks.train.privacy import Participation, Sums
+from tasks.train.schedules import Fleet, Flight, Step
 from tasks.train.settings import TrainSettings
+from tasks.train.traffic import Traffic
 from tasks.train.transcript import Context, Recorder
 from tasks.train.uplink import Chain
 from tasks.train.work import Exchange, Setting, Uploads, Work
@@ -24,8 +31,8 @@ from tasks.tree import Tree
 
 
 class Ledger(NamedTuple):
-    """What one round cost and brought. ``loss`` is the mean over the accepted clients, None if there are none; ``lr``
-    the local learning rate."""
+    """What one step of the server cost and brought. ``loss`` is the mean over the accepted clients, None if there are
+    none; ``lr`` the local learning rate; ``delays``, where clients do not work in rounds, how old the uploads were."""
 
     loss: float | None = None
     lr: float | None = None
@@ -33,6 +40,7 @@ class Ledger(NamedTuple):
     bytes_down: int = 0
     cohort: int = 0
     rejected: int = 0
+    delays: dict[str, float | None] | None = None
 
 
 PARTS = ("download", "compute", "encode", "aggregate", "evaluate", "wait")
@@ -40,7 +48,7 @@ PARTS = ("download", "compute", "encode", "aggregate", "evaluate", "wait")
 
 
 class Coordinator:
-    """A run between two rounds. All that the next round depends on is in :meth:`state`.
+    """A run between two steps of the server. All that the next step depends on is in :meth:`state`.
 
     Parameters
     ----------
@@ -76,7 +84,9 @@ class Coordinator:
         self.guard = train.privacy.init()
         self.rounds, self.releases, self.clock = 0, 0, 0.0
         self.participations, self.busiest = np.zeros(data.clients, np.int32), 0
+        self.exposures, self.exposure = np.zeros(data.clients if train.schedule.asynchronous else 0), 0.0
         self.memories: dict[str, ClientMemory] = {}
+        self.flights = InFlight(memory_folder)
         self.ledger, self.uploads, self.seconds = Ledger(), {}, {}
 
     @property
@@ -96,8 +106,9 @@ class Coordinator:
 
     def participation(self) -> Participation:
         """How clients were called so far, for the accountant."""
-        train = self.train
-        return Participation(self.releases, train.cohort, self.data.clients, train.sampling.poisson, self.busiest)
+        train, exposure = self.train, self.exposure if self.train.schedule.asynchronous else None
+        poisson = train.sampling.poisson
+        return Participation(self.releases, train.cohort, self.data.clients, poisson, self.busiest, exposure)
 
     def epsilon(self) -> float | None:
         """The privacy loss so far, None where nothing is promised."""
@@ -164,7 +175,7 @@ class Coordinator:
                 size = result.bytes
                 memory.scatter(job.clients, result.memory)
                 residual.scatter(job.clients, result.residual)
-                self._record(job, shared, result.payloads, result.bytes)
+                self._record(job, shared, result.payloads, result.bytes, [self.rounds] * len(job.clients))
         answer = Answer(*(torch.cat(field) for field in zip(*answers, strict=True)))
         if keep:
             self._keep(jobs, shared, answer, each)
@@ -178,7 +189,8 @@ class Coordinator:
         noise = torch.tensor(keys.derive(self.seed, "noise", self.rounds, exchange))
         released, self.guard = self.train.privacy.release(self.guard, sums, self.train.cohort, noise)
         self.releases += 1
-        speeds = self.train.devices.speeds(clients, self.seed, self.data.clients)
+        devices, turns = self.train.devices, np.full(len(clients), self.rounds)
+        speeds = devices.varied(devices.speeds(clients, self.seed, self.data.clients), clients, turns, self.seed)
         seen = np.array([work.batches.seen(int(samples)) for samples in self.data.sizes[clients]])
         seconds = speeds.seconds(seen, down, up)
         uploads = Uploads(torch.from_numpy(clients), released.total, released.weight, released.count)
@@ -186,6 +198,155 @@ class Coordinator:
             back = torch.from_numpy(np.argsort(np.concatenate(groups)))
             uploads = uploads._replace(each=tree.take(tree.concatenate(each), back), weights=answer.weight[back])
         return uploads, seconds
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        """What is known beforehand of the messages, where clients do not work in rounds."""
+        request = self.train.algorithm.request(self.server, torch.zeros(1, dtype=torch.int64))
+        return Traffic(self.train, self.seed, self.data, request, self.guard)
+
+    def fleet(self) -> Fleet:
+        return self.traffic.fleet()
+
+    def schedule(self) -> list[Step]:
+        """The steps so far, where clients do not work in rounds: played through once more on the clock."""
+        if not self.train.schedule.asynchronous:
+            return []
+        return list(itertools.islice(self.train.schedule.steps(self.fleet()), self.rounds))
+
+    @cached_property
+    def _watched(self) -> dict[int, int]:
+        """The steps in which recorded messages arrive, by the numbers of their flights."""
+        found, fleet = {}, self.fleet()
+        ends_too = self.train.rounds in self.recorded
+        for step in fleet.run(self.train.schedule.steps(fleet)) if self.recorded else ():
+            if step.number in self.recorded or (ends_too and fleet.ends(step)):
+                flights = {flight.client: flight.number for flight in step.flights}
+                chosen = self._watch(np.array(list(flights), np.int64))
+                found |= {number: step.number for client, number in flights.items() if client in chosen}
+        return found
+
+    def step(self, step: Step) -> None:
+        self.rounds, self.clock = step.number, step.seconds
+        ages, waited = step.staleness, [step.seconds - flight.due for flight in step.flights]
+        known = bool(step.flights)
+        delays = {
+            "staleness": float(ages.mean()) if known else None,
+            "max_staleness": int(ages.max()) if known else None,
+            "waited": max(float(np.mean(waited)), 0.0) if known else None,
+        }
+        self.ledger = Ledger(cohort=len(step.flights), delays=delays)
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._send(step.sent)
+        self._hand_over(step)
+        while any(flight.number in self.flights.waiting for flight in step.flights):
+            self._work_out()
+            self._hand_over(step)
+        if step.flights:
+            self._take_in(step)
+
+    def _send(self, flights: Sequence[Flight]) -> None:
+        """Sends the present model to the clients of ``flights``."""
+        if not flights:
+            return
+        clients = np.array([flight.client for flight in flights])
+        request = self.train.algorithm.request(self.server, torch.from_numpy(clients))
+        guard = tree.join(privacy=self.guard)
+        self.flights.send(flights, request.known | request.shared | guard, request.kept | request.own)
+        np.add.at(self.participations, clients, 1)
+        self.busiest = max(self.busiest, int(self.participations[clients].max()))
+        length = self.traffic.length(request, guard, len(clients))
+        self.traffic.expect(length, self.traffic.down)
+        lr = float(request.shared["lr"]) if "lr" in request.shared else None
+        self.ledger = self.ledger._replace(lr=lr, bytes_down=length * len(clients))
+
+    def _memories(self) -> tuple[ClientMemory, ClientMemory]:
+        work, traffic = self.train.algorithm, self.traffic
+        memory = self._memory(f"{work.name}/memory", lambda: work.client_memory(traffic.broadcast))
+        residual = self._memory(f"{work.name}/residual", lambda: Chain(self.train.uplink, traffic.like).memory())
+        return memory, residual
+
+    def _work_out(self) -> None:
+        """Does the work of all flights that wait for it: the stacks mix versions, as the results do not depend on when
+        they are found."""
+        wave, traffic = self.flights.wave(), self.traffic
+        alike = len({flight.version for flight in wave}) == 1
+        shared = tree.take(self.flights.broadcasts(wave[:1]), 0) if alike else {}
+        kinds: dict[tuple, list[Flight]] = {}
+        for flight in wave:
+            kinds.setdefault(traffic.codecs(flight.version), []).append(flight)
+        stacked = [[kind[i] for i in group] for kind in kinds.values() for group in self._grouped(kind)]
+        jobs = [self._job(flights, alike) for flights in stacked]
+        results = self._timed_wait(self.workers.run(shared, jobs))
+        for flights, job, result in zip(stacked, jobs, results, strict=True):
+            with self._timed("aggregate"):
+                traffic.expect(result.bytes, traffic.up(flights[0].version))
+                kept = {"memory": result.memory, "residual": result.residual, "answer": result.answer}
+                self.flights.answer(flights, tree.join(upload=result.each, **kept))
+                rounds = [self._watched.get(flight.number, 0) for flight in flights]
+                self._record(job, shared, result.payloads, result.bytes, rounds)
+
+    def _job(self, flights: Sequence[Flight], alike: bool) -> Job:
+        """The work of ``flights`` as one stack; each has its own broadcast unless they are all ``alike``."""
+        clients = np.array([flight.client for flight in flights])
+        own = self.flights.own(flights)
+        memory, residual = self._memories()
+        return Job(
+            self.train.algorithm, flights[0].version + 1, 0, clients,
+            own if alike else self.flights.broadcasts(flights) | own,
+            memory.gather(clients), residual.gather(clients), self.traffic.like,
+            tuple(i for i, flight in enumerate(flights) if flight.number in self._watched), True,
+            np.array([flight.turn for flight in flights]),
+            self.traffic.steps(clients, [flight.steps for flight in flights]),
+        )  # fmt: skip
+
+    def _grouped(self, flights: Sequence[Flight]) -> Iterator[np.ndarray]:
+        clients = np.array([flight.client for flight in flights])
+        return stacks(clients, self.traffic.steps(clients, [flight.steps for flight in flights]), self.plan.stack)
+
+    def _hand_over(self, step: Step) -> None:
+        """Lets the clients that have arrived by the time of ``step`` remember what they worked out."""
+        if arrived := self.flights.arrived(step.seconds, step.flights):
+            clients, answers = np.array([flight.client for flight in arrived]), self.flights.answers(arrived)
+            memory, residual = self._memories()
+            memory.scatter(clients, tree.part(answers, "memory"))
+            residual.scatter(clients, tree.part(answers, "residual"))
+
+    def _take_in(self, step: Step) -> None:
+        """The server's update by the answers of ``step``, which are at hand."""
+        with self._timed("aggregate"):
+            clients = np.array([flight.client for flight in step.flights])
+            answers, starts = self.flights.answers(step.flights), self.flights.broadcasts(step.flights)
+            self.flights.drop(step.flights)
+            answer, each = Answer(**tree.part(answers, "answer")), tree.part(answers, "upload")
+            weights, total = torch.from_numpy(step.weights).float() * answer.accepted, self.traffic.like
+            for group in map(torch.from_numpy, self._grouped(step.flights)):
+                weight = weights[group]
+                part = tree.map(lambda value, w=weight, g=group: torch.tensordot(w, value[g], 1), each)
+                total = tree.add(total, part)
+            self._book(answer, self.ledger.lr, 0, sum(self.traffic.up(flight.version) for flight in step.flights))
+            heaviest = float(step.weights.max())
+            sums = Sums(total, {}, weights.sum(), int(answer.accepted.sum()), heaviest)
+            noise = torch.tensor(keys.derive(self.seed, "noise", self.rounds, 0))
+            released, self.guard = self.train.privacy.release(self.guard, sums, len(clients), noise)
+            self.releases += 1
+            exposed, places = np.unique(clients, return_inverse=True)
+            self.exposures[exposed] += np.bincount(places, step.weights / heaviest) ** 2
+            self.exposure = max(self.exposure, float(self.exposures[exposed].max()))
+            if self.keep_uploads(self.rounds):
+                self.uploads = tree.join(start=self.model, delta=tree.part(each, "delta"))
+                self.uploads |= {"weights": weights, "clients": torch.from_numpy(clients)}
+            if not released.count:
+                return
+            total = tree.add(released.total, self._gap(starts, weights)) if step.mixes else released.total
+            over = torch.tensor(step.over, dtype=torch.float32)
+            uploads = Uploads(torch.from_numpy(clients), total, over, released.count, each, weights)
+            self.server = self.train.algorithm.server_update(self.server, uploads)
+
+    def _gap(self, starts: Tree, weights: Tensor) -> Tree:
+        """What towards each client's model is to be gone further than along its change, times ``weights``."""
+        now, starts = self.model, tree.part(starts, "model")
+        return tree.join(delta={n: torch.tensordot(weights, value - now[n], 1) for n, value in starts.items()})
 
     def _stacks(self, work: Work, clients: np.ndarray) -> Iterator[np.ndarray]:
         steps = np.array([work.batches.steps(int(samples)) for samples in self.data.sizes[clients]])
@@ -203,22 +364,29 @@ class Coordinator:
         """The clients of a recorded round whose messages are taken down."""
         return frozenset(self.train.transcript.choose(clients, self.data.sizes[clients]).tolist())
 
-    def _record(self, job: Job, shared: Tree, payloads: Tree, sent: int) -> None:
-        batches, lr = job.work.batches, float(shared["lr"])
+    def _record(self, job: Job, shared: Tree, payloads: Tree, sent: int, rounds: Sequence[int]) -> None:
+        """Takes down those messages of ``job`` that are wanted, each in the one of ``rounds`` in which it arrives."""
         if not job.record:
             return
-        positions, _ = job.order(self.seed, self.data.sizes[job.clients])
+        positions, counts = job.order(self.seed, self.data.sizes[job.clients])
         for row, i in enumerate(job.record):
             client, samples = int(job.clients[i]), int(self.data.sizes[job.clients[i]])
+            own = tree.take(job.own, i)
+            batches, lr = job.work.batches._replace(count=int(counts[i])), float((shared | own)["lr"])
             steps, passes = batches.steps(samples), batches.passes(samples)
             # Of a pass that was broken off, a message can only tell of the samples that came up.
             used, order = np.unique(positions[i][:steps], return_inverse=True)
             skipped = int(used[0] < 0)
             private = self.data.train(client)[used[skipped:]]
-            context = Context(self.rounds, client, len(private), steps, passes, batches.size, lr, sent)
+            context = Context(rounds[i], client, len(private), steps, passes, batches.size, lr, sent)
+            if job.turns is not None:
+                context = replace(context, turn=int(job.turns[i]), sent_in=job.round)
+                own = shared | own
+                self.recorder.template(job.like)
+                self.recorder.broadcast(rounds[i], {})
             batch = {"x": torch.from_numpy(self.data.x[private]), "y": torch.from_numpy(self.data.y[private])}
             batch["order"] = torch.from_numpy(order.reshape(steps, -1) - skipped)
-            self.recorder.message(context, tree.take(payloads, row), tree.take(job.own, i), batch)
+            self.recorder.message(context, tree.take(payloads, row), own, batch)
 
     def _keep(self, jobs: list[Job], shared: Tree, answer: Answer, each: list[Tree]) -> None:
         clients = np.concatenate([job.clients for job in jobs]) if jobs else np.zeros(0, np.int64)
@@ -260,19 +428,23 @@ class Coordinator:
             "releases": torch.tensor(self.releases),
             "clock": torch.tensor(self.clock, dtype=torch.float64),
             "participations": torch.from_numpy(self.participations),
+            "exposures": torch.from_numpy(self.exposures),
         }
         memories = tree.join(**{name: memory.state() for name, memory in self.memories.items()})
-        return tree.join(server=self.server, guard=self.guard, counters=counters, memories=memories)
+        server, flights = {"server": self.server, "guard": self.guard}, self.flights.state()
+        return tree.join(**server, counters=counters, memories=memories, flights=flights)
 
     def flush(self) -> None:
         """Writes the clients' memories through to their files, before a checkpoint of :meth:`state` is written."""
         for memory in self.memories.values():
             memory.flush()
+        self.flights.flush()
 
     def commit(self) -> None:
         """Says that a checkpoint of the present :meth:`state` is safe."""
         for memory in self.memories.values():
             memory.commit()
+        self.flights.commit()
 
     def restore(self, state: Tree) -> None:
         """The inverse of :meth:`state`."""
@@ -281,7 +453,9 @@ class Coordinator:
         self.rounds, self.releases = int(counters["rounds"]), int(counters["releases"])
         self.clock, self.participations = float(counters["clock"]), counters["participations"].numpy()
         names = {"/".join(name.split("/")[:2]) for name in memories}
-        self.busiest = int(self.participations.max(initial=0))
+        self.busiest, self.exposures = int(self.participations.max(initial=0)), counters["exposures"].numpy()
+        self.exposure = float(self.exposures.max(initial=0.0))
+        self.flights.restore(tree.part(state, "flights"), self.clock)
         self.memories = {
             name: ClientMemory.restored(tree.part(memories, name), self.data.clients, self._file(name))
             for name in sorted(names)

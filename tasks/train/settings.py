@@ -66,7 +66,15 @@ class TrainSettings(Config):
     """Stage 2: how the model is trained."""
 
     rounds: int = Field(30, ge=1, description="steps of the server")
-    cohort: int = Field(10, ge=1, description="clients a round (expected number, if the sampling is Poisson)")
+    seconds: float | None = Field(
+        None, gt=0, description="seconds on the virtual clock after which no further step is taken; null: no limit"
+    )
+    cohort: int = Field(
+        10,
+        ge=1,
+        description="clients a round (expected number, if the sampling is Poisson); clients at work at a time, if the "
+        "schedule is asynchronous",
+    )
     sampling: Sampling = Field(UniformSampling(), description="who takes part in a round")
     algorithm: Algorithm = Field(FedAvg(), description="what clients and server compute")
     uplink: tuple[Link, ...] = Field((), description="codecs that an upload passes before the wire, in order")

@@ -21,6 +21,7 @@ from tasks.train.coordinator import Coordinator
 from tasks.train.engine.plan import Plan, resolve, workload
 from tasks.train.engine.program import Blueprint
 from tasks.train.engine.workers import Workers, hire
+from tasks.train.schedules import arrivals, review
 from tasks.train.settings import TrainSettings
 from tasks.train.transcript import Recorder
 from tasks.tree import Tree
@@ -128,15 +129,21 @@ class Run:
         print(f"train: the trace of round 2 is in {trace}; open it at chrome://tracing or in Perfetto")
 
     def ended(self) -> bool:
-        """Whether there is no round left, or the validation loss has stopped falling."""
-        return len(self.history) >= self.train.rounds or self._stale(self.history) >= (
-            self.train.early_stop.patience or float("inf")
+        """Whether there is no round or no time left, or the validation loss has stopped falling."""
+        patience = self.train.early_stop.patience or float("inf")
+        return self._last_step() or self._stale(self.history) >= patience
+
+    def _last_step(self) -> bool:
+        """Whether the rounds or the time were used up by the last step of the server."""
+        return self.coordinator.rounds >= self.train.rounds or self.coordinator.clock >= (
+            self.train.seconds or float("inf")
         )
 
     def may_end_at(self, round_: int) -> bool:
         """Whether ``round_``, about to be taken, could turn out to be the last."""
         patience = self.train.early_stop.patience
-        return round_ == self.train.rounds or bool(patience and self._stale(self.history) >= patience - 1)
+        worn = patience and self._stale(self.history) >= patience - 1
+        return round_ == self.train.rounds or bool(worn or self.train.seconds)
 
     def _stale(self, history: list[dict]) -> int:
         """Evaluations since the validation loss last fell by what counts as a fall."""
@@ -147,7 +154,7 @@ class Run:
         return stale
 
     def _evaluate(self) -> dict:
-        due = self.coordinator.rounds % self.train.evaluate_every == 0 or self.coordinator.rounds == self.train.rounds
+        due = self.coordinator.rounds % self.train.evaluate_every == 0 or self._last_step()
         empty = dict.fromkeys(SCORES)
         if not due:
             return empty
@@ -184,6 +191,7 @@ class Run:
             "lr": ledger.lr,
             "cohort": ledger.cohort,
             "rejected": ledger.rejected,
+            **(ledger.delays or {}),
         }
 
     def _track(self, row: dict) -> None:
@@ -269,7 +277,9 @@ def summary(run: Run) -> dict:
 
 def publish(run: Run, folder: Path) -> None:
     """Writes the outputs of a finished run: the folder ``train``, ``timings.jsonl`` and the stage's metrics."""
-    result = summary(run)
+    schedule, result = run.coordinator.schedule(), summary(run)
+    if schedule:
+        result |= review(schedule, run.coordinator.traffic.weights, run.train.cohort)
     with artifacts.publish(folder / "train") as draft:
         artifacts.write_tree(draft / "model.safetensors", run.coordinator.model)
         artifacts.write_tree(draft / "uploads.safetensors", run.coordinator.uploads)
@@ -282,14 +292,20 @@ def publish(run: Run, folder: Path) -> None:
         artifacts.write_json(draft / "summary.json", result | told)
         # Workers leave no trace in a result, so they leave none in its record.
         artifacts.write_json(draft / "plan.json", {n: v for n, v in run.plan._asdict().items() if n != "workers"})
-        with (draft / "history.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(run.history[0]), lineterminator="\n")
-            table.writeheader()
-            table.writerows(run.history)
+        _write_table(draft / "history.csv", run.history)
+        if schedule:
+            _write_table(draft / "schedule.csv", list(arrivals(schedule)))
         # A process killed while it wrote leaves a hidden file behind, which is nobody's.
         shutil.copytree(run.checkpoints.transcript, draft / "transcript", ignore=shutil.ignore_patterns(".*"))
     artifacts.write_lines(folder / "timings.jsonl", run.timings)
     artifacts.write_json(folder.parent / "metrics" / "train.json", result)
+
+
+def _write_table(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
 
 
 def _validation(data: Federation, seed: int) -> np.ndarray:

@@ -19,7 +19,8 @@ class Context:
     """What is publicly known of one message.
 
     ``samples`` the client trained on, in ``steps`` local steps over ``epochs`` passes of batches of ``batch_size`` at
-    learning rate ``lr``; ``bytes`` on the wire.
+    learning rate ``lr``; ``bytes`` on the wire. Where clients do not work in rounds, ``round`` is the server's step in
+    which it was taken in, ``turn`` says how often the client had been called, and ``sent_in`` in which round it was.
     """
 
     round: int
@@ -30,6 +31,18 @@ class Context:
     batch_size: int
     lr: float
     bytes: int
+    turn: int | None = None
+    sent_in: int | None = None
+
+    @property
+    def keyed(self) -> int:
+        """What the client's random choices follow from."""
+        return self.turn or self.round
+
+    @property
+    def coded(self) -> int:
+        """The round by which its codecs went."""
+        return self.sent_in or self.round
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ class Message:
     def upload(self, uplink: Sequence[Codec]) -> Tree:
         """The payload decoded with the public ``uplink`` chain: ``delta/...`` is the change of the model."""
         like = artifacts.read_tree(self.folder / "template.safetensors")
-        decoded = Chain([codec.at(self.context.round) for codec in uplink], like).decode(self.payload())
+        decoded = Chain([codec.at(self.context.coded) for codec in uplink], like).decode(self.payload())
         return rebased(decoded, self.broadcast(), -1)
 
 
@@ -102,7 +115,8 @@ class Recorder:
             artifacts.write_tree(folder / f"own-{client}.safetensors", own)
         message = Message(self.folder, context)
         artifacts.write_tree(self.folder / "private" / f"{message.label}.safetensors", private)
-        artifacts.write_json(folder / f"client-{client}.json", asdict(context))
+        known = {name: value for name, value in asdict(context).items() if value is not None}
+        artifacts.write_json(folder / f"client-{client}.json", known)
 
     def close(self) -> None:
         """Writes the index of what was recorded."""

@@ -51,6 +51,10 @@ class Private(FedAvg):
         home = {f"model/{name}" for name in self.at_home(tree.part(server, "model"))}
         return server | super().server_update({n: value for n, value in server.items() if n not in home}, uploads)
 
+    @property
+    def asynchronous(self) -> bool:
+        return True
+
     def personal(self, server: Tree, clients: Tensor, memory: Tree) -> Tree:
         model, home = tree.part(server, "model"), tree.part(memory, "home")
         return {name: home.get(name, value.expand(len(clients), *value.shape)) for name, value in model.items()}

@@ -20,8 +20,15 @@ if TYPE_CHECKING:
 def central(
     noise_multiplier: float, delta: float, participation: Participation, accounting: Literal["pld", "rdp"] = "pld"
 ) -> float:
-    """Epsilon of the Gaussian mechanism on sums of clipped uploads. ``noise_multiplier`` is over the CLIP NORM."""
+    """Epsilon of the Gaussian mechanism on sums of clipped uploads. ``noise_multiplier`` is over the CLIP NORM.
+
+    Clients that come when they are ready are not sampled, so nothing is amplified: epsilon is that of the client that
+    has weighed most, exactly. Neighbours are then two populations in which one client's data are exchanged for others
+    that take as long.
+    """
     rounds, cohort, population = participation.rounds, participation.cohort, participation.population
+    if participation.exposure is not None:
+        return gaussian(noise_multiplier / 2, participation.exposure, delta)
     if not participation.poisson:
         return fixed(noise_multiplier / 2, cohort, population, rounds, delta)
     account = renyi if accounting == "rdp" else poisson
@@ -47,8 +54,10 @@ def at_scale(
     return central(noise_multiplier * cohort / participation.cohort, delta, larger, accounting)
 
 
-def gaussian(noise_multiplier: float, releases: int, delta: float) -> float:
+def gaussian(noise_multiplier: float, releases: float, delta: float) -> float:
     """Epsilon of ``releases`` Gaussian mechanisms on all of the data: exact, since together they are a single one.
+
+    A release in which the data weigh w times as much as the noise was made for is w^2 of them.
 
     Source: Balle and Wang, ICML 2018, theorem 8; Dong, Roth and Su, JRSS-B 2022, corollary 3.3 (composition).
     """

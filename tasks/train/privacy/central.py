@@ -53,7 +53,7 @@ class Central(Noised):
         return self.clipping.clip(upload, self.bound(state))
 
     def release(self, state: Tree, sums: Sums, cohort: int, key: Tensor) -> tuple[Sums, Tree]:
-        total = add_noise(sums.total, self.multiplier(cohort) * self.bound(state), key)
+        total = add_noise(sums.total, self.multiplier(cohort) * self.bound(state) * sums.heaviest, key)
         return Sums(total, {}, torch.full_like(sums.weight, cohort), cohort), state
 
     def epsilon(self, participation: Participation) -> float | None:
@@ -63,7 +63,7 @@ class Central(Noised):
         return central(self.noise_multiplier, delta, participation, self.accounting)
 
     def extrapolated(self, participation: Participation) -> float | None:
-        if not (self.noise_multiplier and self.extrapolate_to):
+        if not (self.noise_multiplier and self.extrapolate_to) or participation.exposure is not None:
             return None
         cohort, population = self.extrapolate_to.cohort, self.extrapolate_to.population
         delta = self.target_delta(population)

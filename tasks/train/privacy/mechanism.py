@@ -19,6 +19,8 @@ class Participation(NamedTuple):
 
     ``rounds`` released so far; ``cohort`` expected clients a round of a ``population``; ``poisson``: each client by its
     own coin (else a fixed number without replacement); ``busiest``: the most often that any one client has sent.
+    Where clients are not drawn for each round, ``exposure`` is the most that any one has weighed: the sum over all
+    releases of the square of its weight, that of the heaviest upload of a release being 1.
     """
 
     rounds: int
@@ -26,15 +28,18 @@ class Participation(NamedTuple):
     population: int
     poisson: bool
     busiest: int
+    exposure: float | None = None
 
 
 class Sums(NamedTuple):
-    """A round's accepted uploads added up: ``total`` = sum of weight * upload, ``notes`` = sum of the notes."""
+    """A round's accepted uploads added up: ``total`` = sum of weight * upload, ``notes`` = sum of the notes.
+    ``heaviest`` is the greatest weight that any upload has in the total, by which noise is measured."""
 
     total: Tree
     notes: Tree
     weight: Tensor
     count: int
+    heaviest: float = 1.0
 
 
 class Mechanism(Config):

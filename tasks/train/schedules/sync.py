@@ -1,10 +1,13 @@
 """The synchronous schedule."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tasks.config import Config
 from tasks.train.schedules.schedule import Coordinator
+
+if TYPE_CHECKING:
+    from tasks.train.settings import TrainSettings
 
 
 class Sync(Config):
@@ -14,8 +17,12 @@ class Sync(Config):
     """
 
     name: Literal["sync"] = "sync"
+    asynchronous: ClassVar[bool] = False
 
     def run(self, coordinator: Coordinator) -> Iterator[None]:
         while True:
             coordinator.advance(coordinator.round(coordinator.select()))
             yield
+
+    def conflicts(self, train: "TrainSettings", clients: int) -> Iterator[str]:
+        yield from ()
