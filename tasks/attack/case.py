@@ -143,7 +143,7 @@ class Case:
             batch = {"x": x[rows], "y": y[rows], "weight": torch.ones(len(rows), dtype=x.dtype)}
             state, _ = self.work.client_step(self.network, state, batch, key)
         upload, _ = self.work.client_final(shared, state)
-        sent = tree.part(upload, "delta")
+        sent = self.work.change(upload, shared)
         return self.defence.repeat({name: sent[name] for name in self.delta}, self.delta)
 
 

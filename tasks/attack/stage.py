@@ -15,7 +15,7 @@ from tasks.attack import words
 from tasks.attack.attacks import Attack
 from tasks.attack.case import Case, Release, View
 from tasks.attack.defences import Defence, Offer
-from tasks.attack.guesses import Guess
+from tasks.attack.guesses import Declined, Guess
 from tasks.attack.pictures import save_pairs
 from tasks.attack.scoring import Judgement, Referee
 from tasks.attack.settings import AttackSettings
@@ -146,7 +146,7 @@ class Bench:
     def _heard(self, case: Case, payload: tree.Tree, upload: tree.Tree) -> Case:
         """The case with a message that its defence has been applied to."""
         key = torch.tensor(keys.derive(self.params.seed, "attack", "defence", case.message))
-        raw = tree.part(upload, "delta")
+        raw = case.work.change(upload, case.broadcast)
         delta = case.defence.protect(raw, key)
         if delta is not raw:
             upload, payload = upload | tree.join(delta=delta), {}
@@ -211,10 +211,13 @@ class Report:
             save_pairs(self.folder / picture, pairs["original"], pairs["reconstruction"], case.data.range)
         return {
             "attack": item.attack,
+            "family": item.method.family,
+            "malicious": item.method.malicious,
             "assumes": item.method.assumes,
             "defence": item.defence,
             "message": {"label": case.message, **asdict(case.context)},
             "applicable": bool(scores),
+            "declined": isinstance(item.guess, Declined),
             "reason": getattr(item.guess, "reason", None),
             "scores": scores,
             "verdict": item.judgement.verdict,
@@ -227,6 +230,7 @@ class Report:
         guess, judgement = item.guess, item.judgement
         return {
             "attack": f"{item.attack}/{guess.rule}",
+            "family": item.method.family,
             "assumes": item.method.assumes,
             "scores": judgement.scores,
             "verdict": judgement.verdict,
@@ -251,9 +255,13 @@ class Report:
 
 
 def summary(results: list[dict], membership: list[dict]) -> dict:
-    """The few numbers by which the stage is judged: the worst leak of any message, behind each defence."""
+    """The few numbers by which the stage is judged.
+
+    ``messages``: the worst leak of any recorded message, behind each defence; ``attacks``: what each attack got out of
+    all messages together, behind each defence, and the share of clients that declined.
+    """
     best: dict[str, dict[str, float]] = {}
-    for row in results:
+    for row in (row for row in results if not row["malicious"]):
         scores, kept = row["scores"], best.setdefault(row["defence"], {})
         found = {name: scores.get(name) for name in ("psnr", "ssim", "label_accuracy")}
         if "recovered" in scores:
@@ -263,7 +271,27 @@ def summary(results: list[dict], membership: list[dict]) -> dict:
                 kept[name] = max(value, kept.get(name, value))
     areas = {row["attack"].partition("/")[2]: row["scores"] for row in membership}
     shown = ("auc", "tpr_at_fpr_0_01", "tpr_at_fpr_0_001")
+    attacks: dict[str, dict[str, dict[str, float]]] = {}
+    for name, defence in dict.fromkeys((row["attack"], row["defence"]) for row in results if row["applicable"]):
+        rows = [r for r in results if r["applicable"] and (r["attack"], r["defence"]) == (name, defence)]
+        attacks.setdefault(name, {})[defence] = together(rows)
     return {
         "messages": best,
+        "attacks": attacks,
         "membership": {rule: {name: scores[name] for name in shown} for rule, scores in areas.items()},
     }
+
+
+def together(rows: list[dict]) -> dict[str, float]:
+    """Shares of all samples of the messages in ``rows``, means over the messages, and the share that was declined."""
+    scores = [row["scores"] for row in rows]
+    found = {"declined": sum(row["declined"] for row in rows) / len(rows)}
+    for name in ("recovered", "exact"):
+        counted = [score for score in scores if score.get(name) is not None]
+        if counted:
+            found[name] = sum(score[name] for score in counted) / sum(score["samples"] for score in counted)
+    for name in ("psnr", "ssim", "cw_ssim", "label_accuracy"):
+        values = [score[name] for score in scores if score.get(name) is not None]
+        if values:
+            found[name] = sum(values) / len(values)
+    return found

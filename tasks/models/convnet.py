@@ -12,7 +12,7 @@ from tasks.models.architectures import ACTIVATIONS, Activation, Architecture
 
 
 class ConvNet(Architecture):
-    """Convolutions one after another, each with a stride and an activation, then one linear layer; no pooling.
+    """Convolutions one after another, each with a stride and an activation, then a linear layer; no pooling.
 
     What is lost on the way to the last layer is lost by striding and by depth alone, so that its depth, its strides and
     its activation can be varied one at a time.
@@ -27,6 +27,7 @@ class ConvNet(Architecture):
         (1, 2, 2), min_length=1, description="stride of each convolution"
     )
     kernel: int = Field(3, ge=1, le=11, description="side of the kernels, padded by half of it")
+    hidden: int = Field(0, ge=0, description="width of a hidden linear layer; 0 for none")
     activation: Activation = Field("leaky_relu", description="what follows each convolution")
 
     @model_validator(mode="after")
@@ -46,4 +47,5 @@ class ConvNet(Architecture):
         features = nn.Sequential(*layers, nn.Flatten())
         with torch.no_grad():
             size = features(torch.zeros(1, *shape)).shape[1]
-        return nn.Sequential(*features, nn.Linear(size, classes))
+        head = [nn.Linear(size, self.hidden), ACTIVATIONS[self.activation]()] if self.hidden else []
+        return nn.Sequential(*features, *head, nn.Linear(self.hidden or size, classes))

@@ -20,8 +20,8 @@ class HyperNetwork(nn.Module):
     z = relu(W v + b),   each parameter tensor k of the extractor = W_k z + b_k
 
     Parameters of its own: ``embedding`` v, ``hidden`` (W, b), ``heads`` (W_k, b_k), and ``classifier``, the last layer.
-    At the start b_k is the tensor's ordinary initial value and W_k z a tenth of it, so that training starts as it would
-    without a hypernetwork.
+    At the start b_k = 0 and W_k z is as large as the tensor's ordinary initial value, so that training starts as well as
+    it would without a hypernetwork, and what is generated says nothing of another client's.
     """
 
     def __init__(self, body: nn.Sequential, embedding: int, hidden: int):
@@ -37,8 +37,8 @@ class HyperNetwork(nn.Module):
             length = self.code(self.embedding).norm().clamp(min=1e-6)
             for name, value in self.body[0].named_parameters():
                 head = nn.Linear(hidden, value.numel())
-                head.bias.copy_(value.reshape(-1))
-                head.weight.normal_(std=0.1 * float(value.square().mean().sqrt() / length))
+                head.bias.zero_()
+                head.weight.normal_(std=float(value.square().mean().sqrt() / length))
                 self.heads[key(name)] = head
 
     def code(self, embedding: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from tasks.attack.attacks.attack import Attack
 from tasks.attack.attacks.ci_net import CINet
 from tasks.attack.attacks.dlg import DLG
 from tasks.attack.attacks.fishing import Fishing
+from tasks.attack.attacks.hyper_leak import HyperLeak
 from tasks.attack.attacks.idlg import IDLG
 from tasks.attack.attacks.imprint import Imprint
 from tasks.attack.attacks.inverting_gradients import InvertingGradients
@@ -15,11 +16,11 @@ from tasks.attack.attacks.trap_weights import TrapWeights
 from tasks.config import one_of
 
 Method = one_of(
-    InvertingGradients, DLG, IDLG, CINet, LearningToInvert, ReadOut, Imprint, TrapWeights, Fishing, LabelRecovery,
-    Membership,
+    InvertingGradients, DLG, IDLG, CINet, LearningToInvert, ReadOut, HyperLeak, Imprint, TrapWeights, Fishing,
+    LabelRecovery, Membership,
 )  # fmt: skip
 
 __all__ = [
-    "DLG", "IDLG", "Attack", "CINet", "Fishing", "Imprint", "InvertingGradients", "LabelRecovery", "LearningToInvert",
-    "Membership", "Method", "ReadOut", "TrapWeights",
+    "DLG", "IDLG", "Attack", "CINet", "Fishing", "HyperLeak", "Imprint", "InvertingGradients", "LabelRecovery",
+    "LearningToInvert", "Membership", "Method", "ReadOut", "TrapWeights",
 ]  # fmt: skip

@@ -40,7 +40,8 @@ class HyperFL(Private):
     weight_decay: float = Field(5e-4, ge=0, description="L2 pull towards 0 of what is trained in a phase")
     clip: float = Field(50.0, gt=0, description="greatest norm of the hypernetwork's gradient, and of the vector's")
     start: Literal["identical", "independent"] = Field(
-        "identical", description="vectors at the start: the same for all and public, or drawn by each client"
+        "identical",
+        description="vectors and classifiers at first: the same for all and public, or drawn by each client",
     )
 
     @property
@@ -66,9 +67,10 @@ class HyperFL(Private):
     def client_step(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> tuple[ClientState, Tree]:
         if self.start == "independent":
             first = (state.memory["fresh"] > 0) & (state.steps == 0)
-            drawn = keys.normal(key, tuple(state.params["embedding"].shape))
-            embedding = torch.where(first, drawn, state.params["embedding"])
-            state = state._replace(params=state.params | {"embedding": embedding})
+            own = {
+                name: torch.where(first, value, state.params[name]) for name, value in self.drawn(state, key).items()
+            }
+            state = state._replace(params=state.params | own)
         gradient, metrics = self.gradient(network, state, batch, key)
         generator = {name: value for name, value in gradient.items() if name not in self.at_home(gradient)}
         gradient |= shortened(generator, self.clip) | shortened({"embedding": gradient["embedding"]}, self.clip)
@@ -84,6 +86,13 @@ class HyperFL(Private):
             step = rate * (self.head_lr / self.lr) if own else rate
             params[name] = torch.where(turn, value - step * moment, value)
         return state._replace(params=params, optimizer=moments, steps=state.steps + 1), metrics
+
+    def drawn(self, state: ClientState, key: Tensor) -> Tree:
+        """A vector and a classifier of the client's own, of the same spread as those of the model as it was built."""
+        names = self.at_home(state.params)
+        sizes = {name: state.params[name].square().mean().sqrt() for name in names}
+        shapes = {name: tuple(state.params[name].shape) for name in names}
+        return {name: sizes[name] * keys.normal(keys.fold(key, i), shapes[name]) for i, name in enumerate(names)}
 
     def client_final(self, shared: Tree, state: ClientState) -> tuple[Tree, Tree]:
         upload, memory = super().client_final(shared, state)

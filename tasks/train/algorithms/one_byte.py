@@ -1,5 +1,6 @@
 """Just One Byte: training by scalars, along directions that everybody can draw."""
 
+import functools
 from collections.abc import Iterator
 from typing import Literal
 
@@ -65,6 +66,12 @@ class OneByte(FedAvg):
 
     def client_final(self, shared: Tree, state: ClientState) -> tuple[Tree, Tree]:
         return {"slopes": state.optimizer["slopes"]}, state.memory
+
+    def change(self, upload: Tree, shared: Tree) -> Tree:
+        places = torch.arange(self.directions)
+        z = [direction(keys.fold(shared["seed"], j), tree.part(shared, "model")) for j in places]
+        steps = (tree.scale(along, -shared["lr"] * slope) for along, slope in zip(z, upload["slopes"], strict=True))
+        return functools.reduce(tree.add, steps)
 
     def server_init(self, params: Tree, setting: Setting) -> Tree:
         seed = torch.tensor(keys.derive(setting.seed, "directions"))

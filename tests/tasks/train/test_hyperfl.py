@@ -115,6 +115,9 @@ def test_with_constant_heads_it_is_fedavg_on_what_they_generate(data):
     method = HyperFL(lr=0.1, head_steps=0, steps=3, momentum=0.0, weight_decay=0.0, batch_size=0)
     network = models.build(MODEL, data.meta.shape, data.meta.classes, 1)
     state = state_of(method, network)
+    torch.manual_seed(3)
+    drawn = {n: 0.3 * torch.randn_like(v) for n, v in state.params.items() if n.startswith("heads.")}
+    state = state._replace(params=state.params | drawn)
     still = {
         name: torch.zeros_like(v) for name, v in state.params.items() if name.endswith("weight") and "heads" in name
     }

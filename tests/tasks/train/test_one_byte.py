@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -182,3 +183,25 @@ def test_with_more_machines_the_step_is_less_noisy():
     estimates = found[:, None] * z
     alone, together = estimates.var(0).sum(), estimates.reshape(count, 8, 3).mean(1).var(0).sum()
     assert float(alone / together) == pytest.approx(8, rel=0.1)
+
+
+def test_what_a_message_says_of_the_model_is_the_step_that_it_causes(data):
+    """One machine's numbers and the public directions give its share of the step away: an estimate of its gradient."""
+    train = TrainSettings(algorithm=OneByte(batch_size=8, directions=3), cohort=1)
+    before, after = (run(data, train, rounds) for rounds in (1, 2))
+    method, server = train.algorithm, before.server
+    client = torch.from_numpy(np.flatnonzero(after.participations - before.participations))
+    request = method.request(server, client)
+    shared = request.known | {"seed": request.kept["seed"][0]}
+    moved = tree.subtract(after.model, before.model)
+    numbers = slopes_behind(method, server, client, moved)
+    for name, value in method.change({"slopes": numbers}, shared).items():
+        torch.testing.assert_close(value / 3, moved[name], rtol=1e-3, atol=1e-6)
+
+
+def slopes_behind(method: OneByte, server: dict, client: torch.Tensor, moved: dict) -> torch.Tensor:
+    """The numbers that explain a step, by least squares along the directions."""
+    (seed,) = method.seeds(server, client)
+    along = torch.stack([tree.vector(direction(keys.fold(seed, j), moved)) for j in range(method.directions)])
+    found = torch.linalg.lstsq(along.T.double(), tree.vector(moved).double()[:, None]).solution[:, 0]
+    return (found * method.directions / -method.lr).float()
