@@ -95,6 +95,10 @@ class FedAvg(Config):
         kept = tree.join(momentum=state.optimizer) if self.remembers_momentum else {}
         return tree.join(delta=tree.subtract(state.params, state.start)), state.memory | kept
 
+    def change(self, upload: Tree, shared: Tree) -> Tree:
+        """How one client's upload would change the model that it was sent, as whoever reads the message can tell."""
+        return tree.part(upload, "delta")
+
     def client_sent(self, shared: Tree, memory: Tree, arrived: Tree) -> Tree:
         return memory
 
