@@ -54,7 +54,15 @@ class Topology(Protocol):
         """What in the rest of the ``train`` section it rules out, each problem with its path in `params.yaml`."""
 
 
-def beyond_averaging(algorithm: FedAvg) -> bool:
-    """Whether the server of ``algorithm`` does anything but hand out the mean of the models that it gets."""
-    own = any(getattr(type(algorithm), hook) is not getattr(FedAvg, hook) for hook in SERVER_HOOKS)
-    return own or algorithm.server != FedAvg().server
+def missing_server(algorithm: FedAvg, here: str) -> Iterator[str]:
+    """Why ``algorithm`` cannot do without a server, where ``here`` leaves it none: its own does more than average."""
+    if any(getattr(type(algorithm), hook) is not getattr(FedAvg, hook) for hook in SERVER_HOOKS):
+        yield (
+            f"train.algorithm.name = {algorithm.name!r}: its server does more than average, and with {here} there is "
+            "none; use a method whose work is all on the clients, such as fedavg or fedprox"
+        )
+    elif algorithm.server != type(algorithm)().server:
+        yield (
+            f"train.algorithm.server.name = {algorithm.server.name!r}: takes a step of the server's, and with {here} "
+            "there is none; leave it out"
+        )

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tasks.train.engine.program import Blueprint
 from tasks.train.engine.workers import hire
 from tasks.train.settings import TrainSettings
 from tasks.train.transcript import Recorder
+from tasks.tree import Tree
 
 SIZES = (1, 3, 5, 8, 13, 16, 17, 20)
 MODEL = MLP(hidden=(6,))
@@ -56,19 +58,26 @@ def run(
     seed: int = 3,
     recorded: tuple[int, ...] = (),
     compile: bool = False,
+    folder: Path | None = None,
 ) -> Coordinator:
-    """The coordinator after some rounds on ``data``; the uploads of the last are kept."""
+    """The coordinator after some rounds on ``data``; the uploads of the last are kept. Clients that start from weights
+    of their own have those of :func:`drawn`. With a ``folder`` what clients remember is kept there."""
     plan = Plan(stack, "cpu", workers, compile)
     network = models.build(model, data.meta.shape, data.meta.classes, seed)
-    folder = Path(tempfile.mkdtemp(dir=data.path.parent))
+    folder = folder or Path(tempfile.mkdtemp(dir=data.path.parent))
     recorder = Recorder(data.path.parent / "transcript")
     with hire(Blueprint(data.path, model, train, plan, seed)) as hired:
         coordinator = Coordinator(
             train, plan, seed, data, network.parameters, hired, recorder, folder, frozenset(recorded),
-            lambda r: r == rounds,
+            lambda r: r == rounds, partial(drawn, data, model),
         )  # fmt: skip
         steps = train.schedule.run(coordinator)
         for _ in range(rounds):
             next(steps)
     recorder.close()
     return coordinator
+
+
+def drawn(data: Federation, model: Model, number: int) -> Tree:
+    """Weights for ``model`` of a client's own."""
+    return models.build(model, data.meta.shape, data.meta.classes, 100 + number).parameters
