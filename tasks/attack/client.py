@@ -50,15 +50,15 @@ class HonestClient:
 
     def answer(self, network: Network, work: Work, broadcast: Tree) -> Reply:
         """The message with which it answers ``broadcast``, having done ``work`` on ``network``."""
-        round_, memory = self.context.round, work.client_memory(broadcast)
-        key = keys.each(keys.derive(self.seed, "round", round_, 0), np.array([self.context.client]))
+        memory = work.client_memory(broadcast)
+        key = keys.each(keys.derive(self.seed, "round", self.context.keyed, 0), np.array([self.context.client]))
         order = self.order if work.batches == self.train.algorithm.batches else self._order(work, key)
         key, state = torch.tensor(key[0]), work.client_init(broadcast, broadcast, memory)
         for s, rows in enumerate(order):
             used = rows[rows >= 0]
             batch = {"x": self.x[used], "y": self.y[used], "weight": torch.ones(len(used))}
             state, _ = work.client_step(network, state, batch, keys.fold(key, -s))
-        codecs = [codec.at(round_) for codec in self.train.uplink]
+        codecs = [codec.at(self.context.coded) for codec in self.train.uplink]
         chain = Chain(codecs, blank(work, broadcast, broadcast, self.train.privacy).upload)
         with torch.no_grad():
             sent = Client(self.train, work, chain).send(broadcast, state, chain.memory(), memory, key)

@@ -43,6 +43,14 @@ class Ledger(NamedTuple):
     delays: dict[str, float | None] | None = None
 
 
+class Foreseen(NamedTuple):
+    """``recorded`` are the steps in which messages arrive that are taken down, by the numbers of their flights;
+    ``last`` is the last step in which anything arrives, if the run takes all its steps."""
+
+    recorded: dict[int, int]
+    last: int
+
+
 PARTS = ("download", "compute", "encode", "aggregate", "evaluate", "wait")
 """Where the wall-clock time of a round goes."""
 
@@ -215,16 +223,17 @@ class Coordinator:
         return list(itertools.islice(self.train.schedule.steps(self.fleet()), self.rounds))
 
     @cached_property
-    def _watched(self) -> dict[int, int]:
-        """The steps in which recorded messages arrive, by the numbers of their flights."""
-        found, fleet = {}, self.fleet()
+    def _foreseen(self) -> Foreseen:
+        """What is known of the whole run, where clients do not work in rounds."""
+        found, last, fleet = {}, 0, self.fleet()
         ends_too = self.train.rounds in self.recorded
-        for step in fleet.run(self.train.schedule.steps(fleet)) if self.recorded else ():
+        for step in fleet.run(self.train.schedule.steps(fleet)):
+            last = step.number if step.flights else last
             if step.number in self.recorded or (ends_too and fleet.ends(step)):
                 flights = {flight.client: flight.number for flight in step.flights}
                 chosen = self._watch(np.array(list(flights), np.int64))
                 found |= {number: step.number for client, number in flights.items() if client in chosen}
-        return found
+        return Foreseen(found, last)
 
     def step(self, step: Step) -> None:
         self.rounds, self.clock = step.number, step.seconds
@@ -283,7 +292,7 @@ class Coordinator:
                 traffic.expect(result.bytes, traffic.up(flights[0].version))
                 kept = {"memory": result.memory, "residual": result.residual, "answer": result.answer}
                 self.flights.answer(flights, tree.join(upload=result.each, **kept))
-                rounds = [self._watched.get(flight.number, 0) for flight in flights]
+                rounds = [self._foreseen.recorded.get(flight.number, 0) for flight in flights]
                 self._record(job, shared, result.payloads, result.bytes, rounds)
 
     def _job(self, flights: Sequence[Flight], alike: bool) -> Job:
@@ -295,7 +304,7 @@ class Coordinator:
             self.train.algorithm, flights[0].version + 1, 0, clients,
             own if alike else self.flights.broadcasts(flights) | own,
             memory.gather(clients), residual.gather(clients), self.traffic.like,
-            tuple(i for i, flight in enumerate(flights) if flight.number in self._watched), True,
+            tuple(i for i, flight in enumerate(flights) if flight.number in self._foreseen.recorded), True,
             np.array([flight.turn for flight in flights]),
             self.traffic.steps(clients, [flight.steps for flight in flights]),
         )  # fmt: skip
@@ -333,7 +342,7 @@ class Coordinator:
             exposed, places = np.unique(clients, return_inverse=True)
             self.exposures[exposed] += np.bincount(places, step.weights / heaviest) ** 2
             self.exposure = max(self.exposure, float(self.exposures[exposed].max()))
-            if self.keep_uploads(self.rounds):
+            if self.keep_uploads(self.rounds) or self.rounds == self._foreseen.last:
                 self.uploads = tree.join(start=self.model, delta=tree.part(each, "delta"))
                 self.uploads |= {"weights": weights, "clients": torch.from_numpy(clients)}
             if not released.count:
