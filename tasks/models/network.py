@@ -45,6 +45,8 @@ class Network:
         self.trains = [name for name, _ in module.named_parameters()] if trains is None else list(trains)
         for name, value in module.named_parameters():
             value.requires_grad_(name in self.trains)
+        # To look for shared weights takes longer than a small network, so it is done once.
+        self.ties = len([*module.named_parameters()]) < len([*module.named_parameters(remove_duplicate=False)])
 
     @property
     def parameters(self) -> Tree:
@@ -59,7 +61,7 @@ class Network:
 
     def apply(self, params: Tree, x: Tensor) -> Tensor:
         """The outputs ``[batch, classes]`` for ``x`` ``[batch, *shape]``."""
-        return functional_call(self.module, params, (x,))
+        return functional_call(self.module, params, (x,), tie_weights=self.ties)
 
     def losses(self, params: Tree, x: Tensor, y: Tensor) -> Tensor:
         """The cross-entropy of each sample, in nats, ``[batch]``."""

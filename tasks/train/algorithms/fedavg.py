@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad_and_value
 
 from tasks import tree
 from tasks.config import Config
+from tasks.gradients import grad_and_value
 from tasks.models import Network
 from tasks.train.algorithms.learning_rates import Constant, LearningRate
 from tasks.train.algorithms.server_optimizers import SGD, ServerOptimizer

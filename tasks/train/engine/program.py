@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from tasks import keys, models, tree
 from tasks.models import Model
@@ -140,6 +141,7 @@ class Program:
         self.x, self.y = _borrow(data.x).to(self.device), _borrow(data.y).to(self.device)
         self.stages: dict[tuple[Work, tuple, tuple], Stages] = {}
 
+    @torch.no_grad()
     def run(self, shared: Tree, job: Job, received: float = 0.0) -> Result:
         """The work of all clients of ``job`` on the broadcast ``shared``, which took ``received`` seconds to read."""
         started, real, stages = time.perf_counter(), len(job.clients), self._stages(job)
@@ -221,12 +223,24 @@ class Client(NamedTuple):
         }
 
 
+def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` of one client as that of a stack of one."""
+
+    def only(*stacked: Any) -> Any:
+        return tree_map(lambda value: value[None], function(*tree_map(lambda value: value[0], stacked)))
+
+    return only
+
+
 class Stages:
-    """The three parts of a stack's work. How a stack is laid out is all that its kinds differ in."""
+    """The three parts of a stack's work. How a stack is laid out is all that its kinds differ in: ``every`` makes of a
+    function of one client that of a stack."""
+
+    every = staticmethod(vmap)
 
     def __init__(self, client: Client, step: Callable[..., tuple[ClientState, Tree]], stack: int):
         self.client, self.stack = client, stack
-        self.begin, self.step, self.finish = self._begin, vmap(step), torch.no_grad()(self._finish)
+        self.begin, self.step, self.finish = self._begin, self.every(step), self._finish
 
     def width(self, clients: int) -> int:
         """Clients that a stack of ``clients`` is padded to, with ones that count for nothing."""
@@ -234,7 +248,8 @@ class Stages:
 
     def _begin(self, shared: Tree, own: Tree, memory: Tree, ids: Tensor) -> ClientState:
         # The keys are mapped too, so that there is one stacked input even where clients have nothing of their own.
-        return vmap(lambda own, memory, _: self.client.work.client_init(shared | own, own, memory))(own, memory, ids)
+        init = self.client.work.client_init
+        return self.every(lambda own, memory, _: init(shared | own, own, memory))(own, memory, ids)
 
     def _finish(
         self,
@@ -248,7 +263,8 @@ class Stages:
         counts: Tensor,
     ) -> tuple[Tree, dict[str, Any]]:
         """The sums over the clients that count and were accepted, and what there is of each client."""
-        sent = vmap(lambda own, *rest: self.client.send(shared | own, *rest))(own, state, residual, memory, ids)
+        send = self.client.send
+        sent = self.every(lambda own, *rest: send(shared | own, *rest))(own, state, residual, memory, ids)
         accepted = sent["accepted"] * counts
         weight = weight * accepted
         total = tree.map(lambda value: torch.tensordot(weight, value, 1), sent["upload"])
@@ -296,7 +312,7 @@ class Compiled(Stages):
             return ClientState(*kept), torch.where(active, metrics["loss"], 0.0)
 
         compiled = partial(torch.compile, dynamic=False)
-        self.begin, self.finish = compiled(self._begin), torch.no_grad()(compiled(self._finish))
+        self.begin, self.finish = compiled(self._begin), compiled(self._finish)
         self.step = compiled(vmap(guarded))
 
     def width(self, clients):
@@ -319,7 +335,9 @@ class Compiled(Stages):
 
 
 class Looped(Stages):
-    """The one client of a stack of one, as it is: no stacking, no padding."""
+    """The one client of a stack of one, as it is: no stacking, no padding, no transform."""
+
+    every = staticmethod(_alone)
 
     def __init__(self, client: Client, step: Callable[..., tuple[ClientState, Tree]], stack: int):
         super().__init__(client, step, stack)
@@ -327,9 +345,10 @@ class Looped(Stages):
 
     def fold(self, program, state, rows, steps, ids):
         state, loss = _part(state, 0), torch.zeros((), device=ids.device)
-        for s in range(int(steps[0])):
-            used = rows[0, s][rows[0, s] >= 0]
-            state, metrics = self.step(state, program.batch(used), keys.fold(ids[0], -s))
+        count, samples = int(steps[0]), (rows[0] >= 0).sum(1).tolist()
+        drawn = keys.fold(ids[0], -torch.arange(count, device=ids.device)).unbind()
+        for s in range(count):
+            state, metrics = self.step(state, program.batch(rows[0, s, : samples[s]]), drawn[s])
             loss += metrics["loss"]
         return _part(state, None), loss[None]
 

@@ -46,6 +46,7 @@ def test_without_ascent_and_dual_it_is_fedprox(data):
 class Uphill(FedAvg):
     """FedSAM as one would write it by hand, with autograd in place of ``torch.func``."""
 
+    @torch.enable_grad()
     def gradient(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> tuple[Tree, Tree]:
         def slope(at: Tree) -> list[Tensor]:
             leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
