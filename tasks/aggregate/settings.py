@@ -10,7 +10,10 @@ from tasks.aggregate.merges import AnyMerge
 from tasks.aggregate.merges.final import Final
 from tasks.aggregate.personalise import AnyPersonalisation, NoPersonalisation
 from tasks.config import Config
+from tasks.train.algorithms.fedavg import FedAvg
+from tasks.train.algorithms.private import Private
 from tasks.train.privacy.central import Central
+from tasks.train.topologies import Server
 
 if TYPE_CHECKING:
     from tasks.train.settings import TrainSettings
@@ -62,8 +65,20 @@ class AggregateSettings(Config):
     def conflicts(self, train: "TrainSettings") -> Iterator[str]:
         """What rules the merge out after a training with these settings."""
         yield from self.merge.conflicts(train.cohort)
-        if self.merge.reads_uploads and isinstance(train.privacy, Central):
+        here, served = f"aggregate.merge.name = {self.merge.name!r}", isinstance(train.topology, Server)
+        single = "uploads" if self.merge.reads_uploads else "models" if self.merge.reads_models else None
+        if single and isinstance(train.privacy, Central):
             yield (
-                f"aggregate.merge.name = {self.merge.name!r}: reads single uploads, which the noise of train.privacy = "
-                f"{train.privacy.name} does not cover, so its epsilon would not hold for the released model; use final"
+                f"{here}: reads single {single}, which the noise of train.privacy = {train.privacy.name} does not "
+                "cover, so its epsilon would not hold for the released model; use final"
             )
+        if self.merge.reads_uploads and not served:
+            yield (
+                f"{here}: adds up changes of one model, and with train.topology.name = {train.topology.name!r} every "
+                "client changes its own; use single, or final"
+            )
+        method = f"train.algorithm.name = {train.algorithm.name!r}"
+        if self.merge.reads_models and isinstance(train.algorithm, Private):
+            yield f"{here}: {method} keeps parameters at home, which such a merge would make travel; use final"
+        elif self.merge.reads_models and served and type(train.algorithm).personal is FedAvg.personal:
+            yield f"{here}: {method} leaves clients no models of their own; use final"

@@ -16,6 +16,7 @@ from tasks.aggregate.evaluation import (
     on_test,
     with_own_models,
 )
+from tasks.aggregate.merges import Fusion
 from tasks.aggregate.personalise import NoPersonalisation
 from tasks.aggregate.register import register
 from tasks.aggregate.settings import AggregateSettings, Evaluate
@@ -34,9 +35,9 @@ def aggregate(params: "Params", artifacts: Path, tracker: "Tracker") -> None:
     """Makes the released model out of what the training left, evaluates it for everyone, and registers it."""
     settings, federation = params.aggregate, Federation.open(artifacts / "partition")
     network = build(params.model, federation.meta.shape, federation.meta.classes, params.seed)
-    released = merged(settings, network, artifacts / "train")
     own = artifacts / "train" / "personal.safetensors"
     personal = read_tree(own) if own.exists() else {}
+    released = merged(settings, network, artifacts / "train", personal)
     evaluation, table = evaluate(settings, network, released, federation, params.seed, personal)
     numbers = headline(evaluation)
     with publish(artifacts / "aggregate") as folder:
@@ -50,16 +51,20 @@ def aggregate(params: "Params", artifacts: Path, tracker: "Tracker") -> None:
         register(params, federation.meta, artifacts / "aggregate" / "model.safetensors", numbers)
 
 
-def merged(settings: AggregateSettings, network: Network, train: Path) -> Tree:
-    """The released model of the training in the folder ``train``.
+def merged(settings: AggregateSettings, network: Network, train: Path, personal: Tree) -> Tree:
+    """The released model of the training in the folder ``train``; ``personal`` are the clients' own models, stacked.
 
-    Raises ``Damaged`` where the final model does not fit ``network``, ``Refused`` where the merge has too few uploads.
+    Raises ``Damaged`` where a model does not fit ``network``, ``Refused`` where the merge has too few uploads.
     """
     path, merge = train / "model.safetensors", settings.merge
     final = read_tree(path)
     wanted = {name: value.shape for name, value in network.parameters.items()}
     if {name: value.shape for name, value in final.items()} != wanted:
         raise Damaged(path, "does not hold the parameters of the model in params.yaml")
+    if isinstance(merge, Fusion):
+        if {name: value.shape[1:] for name, value in personal.items()} != wanted:
+            raise Damaged(train / "personal.safetensors", "does not hold every client's model")
+        return merge.fuse(personal)
     if not merge.reads_uploads:
         return merge.merge(final, {}, {}, torch.empty(0))
     uploads = read_tree(train / "uploads.safetensors")

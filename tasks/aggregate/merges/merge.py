@@ -10,12 +10,17 @@ from tasks.tree import Tree
 
 
 class Merge(Config):
-    """Makes the released model out of the final model and the uploads of the last round."""
+    """Makes the released model out of the final model and what single clients left."""
 
     @property
     def reads_uploads(self) -> bool:
         """Whether it looks at single uploads, which a trusted server's noise does not cover."""
         return True
+
+    @property
+    def reads_models(self) -> bool:
+        """Whether it looks at the models that clients ended with, each its own."""
+        return False
 
     def conflicts(self, uploads: int) -> Iterator[str]:
         """What rules this merge out when there are ``uploads`` uploads, each as ``field = value: reason``."""
@@ -31,6 +36,22 @@ class Merge(Config):
         deltas : their changes of it, stacked ``[n, ...]``.
         weights : of the uploads in the average, ``[n]``, positive.
         """
+        raise NotImplementedError
+
+
+class Fusion(Merge):
+    """A merge of the models that the clients ended with, each counted once: they may never have met before."""
+
+    @property
+    def reads_uploads(self) -> bool:
+        return False
+
+    @property
+    def reads_models(self) -> bool:
+        return True
+
+    def fuse(self, models: Tree) -> Tree:
+        """One model out of ``models``, stacked ``[n, ...]``, in whatever order they come."""
         raise NotImplementedError
 
 

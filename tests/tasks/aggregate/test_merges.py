@@ -10,7 +10,9 @@ from tasks.aggregate.merges.geometric_median import GeometricMedian, distances
 from tasks.aggregate.merges.krum import Krum, square_distances
 from tasks.aggregate.merges.mean import Mean
 from tasks.aggregate.merges.median import Median
+from tasks.aggregate.merges.single import Single
 from tasks.aggregate.merges.trimmed_mean import TrimmedMean
+from tasks.aggregate.merges.variance_corrected import VarianceCorrected
 
 ROBUST = [
     Median(),
@@ -178,3 +180,26 @@ def test_a_merge_is_one_server_step_of_size_1_and_leaves_what_nobody_uploads():
     assert merged["frozen"] is final["frozen"]
     assert list(merged) == list(final)
     assert Final().merge(final, {}, {}, torch.empty(0)) is final
+
+
+def test_a_single_merge_counts_every_model_once_and_the_corrected_one_keeps_their_variances():
+    models = {"w": torch.randn(6, 50, 40, generator=torch.Generator().manual_seed(0)), "b": torch.randn(6, 40)}
+    plain, corrected = Single().fuse(models), VarianceCorrected().fuse(models)
+    for name, value in models.items():
+        torch.testing.assert_close(plain[name], value.mean(0))
+    assert torch.equal(plain["b"], corrected["b"])
+    torch.testing.assert_close(corrected["w"].mean(), plain["w"].mean())
+    wanted = models["w"].flatten(1).var(1, correction=0).mean()
+    torch.testing.assert_close(corrected["w"].var(correction=0), wanted, rtol=1e-5, atol=0)
+    assert float(plain["w"].var(correction=0)) == pytest.approx(float(wanted) / 6, rel=0.1)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
+    for merge, merged in ((Single(), plain), (VarianceCorrected(), corrected)):
+        for name, value in merge.fuse(tree.take(models, order)).items():
+            torch.testing.assert_close(value, merged[name])
+
+
+def test_equal_models_merge_to_themselves():
+    one = {"w": torch.randn(5, 4), "b": torch.randn(4)}
+    for merge in (Single(), VarianceCorrected()):
+        for name, value in merge.fuse(tree.repeat(one, 7)).items():
+            torch.testing.assert_close(value, one[name], rtol=1e-6, atol=1e-7)

@@ -81,6 +81,25 @@ def test_too_few_accepted_uploads_for_krum_are_refused_and_nothing_is_published(
     assert not (trained.parent / "aggregate").exists()
 
 
+def test_a_merge_of_the_clients_own_models_reads_all_of_them_and_nothing_else(trained):
+    final = read_tree(trained / "model.safetensors")
+    own = {name: torch.randn(12, *value.shape) for name, value in final.items()}
+    wanted = AggregateSettings.model_validate({"merge": {"name": "single"}})
+    gossip = {"name": "gossip", "graph": {"name": "ring"}}
+    sections = {"train": {"cohort": 12, "topology": gossip}, "aggregate": {"merge": {"name": "single"}}}
+    params = schema.build({"partition": {"clients": 12}, "model": {"name": "logistic"}} | sections)
+    with pytest.raises(Damaged, match=r"personal\.safetensors"):
+        aggregate(params, trained.parent, Tracker("aggregate"))
+    write_tree(trained / "personal.safetensors", own)
+    aggregate(params, trained.parent, Tracker("aggregate"))
+    for name, value in read_tree(trained.parent / "aggregate" / "model.safetensors").items():
+        torch.testing.assert_close(value, own[name].mean(0))
+    (problem,) = wanted.conflicts(settings().train)
+    assert "leaves clients no models of their own" in problem
+    (problem,) = AggregateSettings.model_validate({"merge": {"name": "median"}}).conflicts(params.train)
+    assert "changes its own" in problem
+
+
 def test_a_model_of_other_parameters_is_refused_as_damage(trained):
     write_tree(trained / "model.safetensors", {"1.weight": torch.zeros(2, 2)})
     with pytest.raises(Damaged, match="model in params"):
