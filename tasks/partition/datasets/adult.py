@@ -1,21 +1,23 @@
 """UCI Adult: the census table that fairness work is measured on."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from pydantic import Field
 
+from tasks.config import Refused
 from tasks.partition.encoding import encoded
 from tasks.partition.federation import Kind
-from tasks.partition.samples import Rows, Samples, Source
+from tasks.partition.samples import FIELD, Rows, Samples, Source
 from tasks.partition.sources import damaged, existing
 
 NUMBERS = ("age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week")
-COLUMNS = (
+Attribute = Literal[
     "age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation", "relationship", "race",
     "sex", "capital-gain", "capital-loss", "hours-per-week", "native-country",
-)  # fmt: skip
+]  # fmt: skip
+COLUMNS: tuple[str, ...] = get_args(Attribute)
 CLASSES = ("<=50K", ">50K")
 
 
@@ -32,6 +34,7 @@ class Adult(Source):
     kinds: ClassVar[tuple[Kind, ...]] = ("table",)
     name: Literal["adult"] = "adult"
     path: Path = Field(Path("data/adult"), description="the folder, relative to params.yaml")
+    exclude: tuple[Attribute, ...] = Field((), description="attributes that are no features; they can still split")
     group: Literal["sex", "race"] = Field("sex", description="the sensitive attribute to publish as groups")
 
     def load(self, seed: int, test_fraction: float) -> Samples:
@@ -40,7 +43,10 @@ class Adult(Source):
         test_table, test_y = _rows(existing(folder / "adult.test", "file"))
         both = {name: np.concatenate([table[name], test_table[name]]) for name in COLUMNS}
         train = np.arange(len(y))
-        read, features = encoded(both, train, str(folder))
+        used = {name: values for name, values in both.items() if name not in self.exclude}
+        if not used:
+            raise Refused(f"{FIELD}.exclude", list(self.exclude), "leaves no feature")
+        read, features = encoded(used, train, str(folder))
         texts = [name for name in COLUMNS if name not in NUMBERS]
         return Samples(
             x=Rows(train, read),

@@ -8,8 +8,9 @@ from tasks.partition.splits.division import Division
 from tasks.partition.splits.groups import Groups
 from tasks.partition.splits.iid import Iid
 from tasks.partition.splits.quantity import Quantity
+from tasks.partition.splits.sensitive import Sensitive
 from tasks.partition.splits.shards import Shards
 
-Split = one_of(Iid, Dirichlet, Shards, Classes, Groups, Quantity, Column)
+Split = one_of(Iid, Dirichlet, Shards, Classes, Groups, Quantity, Column, Sensitive)
 
-__all__ = ["Classes", "Column", "Dirichlet", "Division", "Groups", "Iid", "Quantity", "Shards", "Split"]
+__all__ = ["Classes", "Column", "Dirichlet", "Division", "Groups", "Iid", "Quantity", "Sensitive", "Shards", "Split"]

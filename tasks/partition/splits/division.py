@@ -27,3 +27,8 @@ def by_label(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The positions of all samples sorted by label, those of one label in random order: int64 [n]."""
     order = rng.permutation(len(y))
     return order[np.argsort(y[order], kind="stable")]
+
+
+def dealt(clients: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """The owners of ``count`` samples dealt to ``clients`` in turn, starting anywhere: int64 ``[count]``."""
+    return np.resize(rng.permutation(clients), count) if count else np.empty(0, np.int64)

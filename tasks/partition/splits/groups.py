@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from tasks.config import Refused
-from tasks.partition.splits.division import FIELD, Division, by_label
+from tasks.partition.splits.division import FIELD, Division, by_label, dealt
 
 
 class Groups(Division):
@@ -42,11 +42,6 @@ class Groups(Division):
         for label, members in zip(classes, np.split(order, np.cumsum(counts)[:-1]), strict=True):
             holders = np.flatnonzero([label in self.groups[g] for g in group])
             even = len(members) if not len(holders) else round(self.shared * len(members))
-            owner[members[:even]] = _dealt(np.arange(clients), even, rng)
-            owner[members[even:]] = _dealt(holders, len(members) - even, rng)
+            owner[members[:even]] = dealt(np.arange(clients), even, rng)
+            owner[members[even:]] = dealt(holders, len(members) - even, rng)
         return owner
-
-
-def _dealt(clients: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """The owners of ``count`` samples dealt to ``clients`` in turn, starting anywhere: int64 ``[count]``."""
-    return np.resize(rng.permutation(clients), count) if count else np.empty(0, np.int64)

@@ -213,6 +213,9 @@ def test_adult_keeps_missing_values_as_a_category_and_ignores_what_training_neve
     assert test_x[0, [n.startswith("native-country=") for n in names]].sum() == 0
     assert samples.test_y.tolist() == samples.y.tolist() == [0, 1, 0]
     assert samples.columns["race"].tolist() == ["White", "Black", "White"]
+    blind = load(Adult(path=tmp_path, exclude=("sex", "fnlwgt")))
+    assert not [name for name in blind.features if name.startswith("sex=") or name == "fnlwgt"]
+    assert blind.group == "sex" and len(blind.columns["sex"]) == 3
     (tmp_path / "adult.data").write_text(ADULT + "1, 2, 3\n")
     with pytest.raises(Refused, match="line 4 is not 14 attributes"):
         load(Adult(path=tmp_path))

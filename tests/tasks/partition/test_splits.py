@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tasks.config import Refused
 from tasks.keys import generator
 from tasks.partition.index import filled, indexed
-from tasks.partition.splits import Classes, Column, Dirichlet, Division, Groups, Iid, Quantity, Shards
+from tasks.partition.splits import Classes, Column, Dirichlet, Division, Groups, Iid, Quantity, Sensitive, Shards
 
 
 def labels(samples: int, classes: int, seed: int = 0) -> np.ndarray:
@@ -31,6 +31,12 @@ divisions = st.one_of(
     st.floats(0, 1).map(lambda s: Groups(groups=((0, 1), (1, 2)), shared=s)),
     st.floats(0, 10).map(lambda a: Quantity(exponent=a)),
     st.sampled_from(["label", "site"]).map(lambda by: Column(by=by)),
+    st.builds(
+        Sensitive,
+        scenario=st.sampled_from(["even", "attribute", "agreement"]),
+        alpha=st.floats(0, 1),
+        swap=st.floats(0, 1),
+    ),
 )
 
 
@@ -44,6 +50,7 @@ divisions = st.one_of(
 )
 def test_every_sample_has_one_owner_and_every_client_its_minimum(division, y, clients, smallest, seed):
     columns = {"site": generator(seed, "site").integers(0, 9, len(y)).astype(str)}
+    columns["sex"] = generator(seed, "sex").choice(["f", "m"], len(y))
     try:
         owner = division.assign(y, columns, clients, generator(seed, "split"))
         owner, _ = filled(owner, clients, smallest, generator(seed, "fill"))
@@ -207,3 +214,61 @@ def test_groups_that_share_all_have_equal_histograms():
 def test_groups_of_classes_that_are_not_there_are_refused():
     with pytest.raises(Refused, match=r"partition\.split\.groups = 9: the data have no such class"):
         Groups(groups=((0, 9),)).assign(np.array([0, 1]), {}, 2, generator(0, "split"))
+
+
+def census(count: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and an attribute of two values, each pair of which occurs in another number."""
+    z = np.arange(count) % 3 == 0
+    return (np.arange(count) % 7 < np.where(z, 4, 2)).astype(int), np.where(z, "m", "f")
+
+
+def sensitive(scenario: str, clients: int = 2, alpha: float = 0.9, swap: float = 0.0) -> np.ndarray:
+    y, sex = census()
+    chosen = Sensitive(scenario=scenario, alpha=alpha, swap=swap)
+    return chosen.assign(y, {"sex": sex}, clients, generator(3, "split"))
+
+
+def test_spread_evenly_every_client_has_the_same_share_of_every_group_and_label():
+    y, sex = census()
+    both = 2 * (sex == "m") + y
+    for clients in (2, 5):
+        held = table(sensitive("even", clients), both)
+        assert np.ptp(held, axis=0).max() <= 1
+
+
+@pytest.mark.parametrize("clients", [2, 5])
+def test_each_half_of_the_clients_has_its_share_of_a_group_or_of_those_in_which_group_and_label_agree(clients):
+    y, sex = census()
+    z, first = (sex == "m").astype(int), -(-clients // 2)
+    for scenario, belongs in (("attribute", z), ("agreement", z ^ y)):
+        half = (sensitive(scenario, clients) >= first).astype(int)
+        for value in (0, 1):
+            # Rounded once for each of the two cells that the value is made of.
+            at_home, wanted = (half[belongs == value] == value).sum(), 0.9 * (belongs == value).sum()
+            assert abs(at_home - wanted) <= 1
+        assert (np.bincount(half, weights=belongs == half) > 0).all()
+    # Inside a half clients are alike.
+    held = table(sensitive("attribute", clients), 2 * z + y)
+    assert np.ptp(held[:first], axis=0).max() <= 1 and np.ptp(held[first:], axis=0).max() <= 1
+
+
+def test_the_last_swap_keeps_all_sizes_and_leaves_no_client_without_a_group():
+    _, sex = census()
+    whole = sensitive("attribute", alpha=1.0)
+    assert [np.unique(sex[whole == client]).tolist() for client in (0, 1)] == [["f"], ["m"]]
+    mixed = sensitive("attribute", alpha=1.0, swap=0.03)
+    assert np.bincount(mixed).tolist() == np.bincount(whole).tolist()
+    smaller = np.bincount(whole).min()
+    assert [(mixed[sex == value] != client).sum() for client, value in enumerate("fm")] == [round(0.03 * smaller)] * 2
+
+
+def test_an_attribute_that_is_not_there_or_has_more_values_is_refused():
+    y, sex = census()
+    with pytest.raises(Refused, match=r"split\.attribute = 'age': is no column of the dataset: it has sex"):
+        Sensitive(attribute="age").assign(y, {"sex": sex}, 2, generator(0))
+    with pytest.raises(Refused, match=r"needs two values of column 'sex', which has 3"):
+        Sensitive().assign(y, {"sex": np.arange(len(y)) % 3}, 2, generator(0))
+    with pytest.raises(Refused, match=r"split\.scenario = 'agreement': needs two values of the label, which has 3"):
+        Sensitive(scenario="agreement").assign(np.arange(len(y)) % 3, {"sex": sex}, 2, generator(0))
+    with pytest.raises(Refused, match=r"partition\.clients = 1"):
+        Sensitive().assign(y, {"sex": sex}, 1, generator(0))
