@@ -51,10 +51,14 @@ class NotApplicable:
 
 @dataclass(frozen=True)
 class Declined:
-    """The client sent nothing that could be attacked, and why: a defence that worked."""
+    """The client sent nothing that could be attacked, and why: a defence that worked.
+
+    ``infers``: whether the attack was after something about the samples, not after the samples.
+    """
 
     case: Case
     reason: str
+    infers: bool = False
 
 
 Guess = Reconstruction | Labels | Suspicion | NotApplicable | Declined

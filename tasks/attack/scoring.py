@@ -87,9 +87,8 @@ class Referee:
 
     @judge.register
     def _(self, guess: Declined) -> Judgement:
-        samples = len(self._truth(guess.case.message)["y"])
-        scores = {"samples": samples, "recovered": 0, "exact": 0, "label_accuracy": 0.0, "declined": 1}
-        return Judgement(scores, words.declined(guess.reason), {})
+        samples = {"samples": len(self._truth(guess.case.message)["y"]), "recovered": 0, "exact": 0}
+        return Judgement({"label_accuracy": 0.0} if guess.infers else samples, words.declined(guess.reason), {})
 
     @judge.register
     def _(self, guess: Labels) -> Judgement:

@@ -55,22 +55,25 @@ def finding(attack: str, results: list[dict], defences: dict[str, Defence], kind
     first = next(iter(defences))
     worst = max((row for row in rows if row["defence"] == first), key=_strength, default=rows[0])["message"]
     whom = f"client {worst['client']}'s message of round {worst['round']}"
+    if rows[0]["malicious"]:
+        whom = f"client {worst['client']}'s answer, in round {worst['round']}, to a model made for it"
     sentences = []
     for defence, how in defences.items():
         same = [row for row in rows if row["defence"] == defence]
         for row in same:
-            if row["message"] == worst:
+            if row["message"]["label"] == worst["label"]:
                 sentences.append(f"{attack} on {whom}, {how.says}: {row['verdict']}.{_altogether(same, kind)}")
-        whom = "the same message"
+        whom = "the same answer" if rows[0]["malicious"] else "the same message"
     return sentences
 
 
 def _altogether(rows: list[dict], kind: str) -> str:
     """What all messages gave together, where there are several."""
-    if len(rows) < 2 or not all("recovered" in row["scores"] for row in rows):
+    if len(rows) < 2 or "recovered" not in rows[0]["scores"]:
         return ""
     recovered, samples = (sum(row["scores"][name] for row in rows) for name in ("recovered", "samples"))
-    return f" From all {len(rows)} messages: {recovered} of {samples} {NOUNS[kind][1]}."
+    what = "answers" if rows[0]["malicious"] else "messages"
+    return f" From all {len(rows)} {what}: {recovered} of {samples} {NOUNS[kind][1]}."
 
 
 def _strength(row: dict) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """What the attacks got out of all messages together."""
 
 from collections.abc import Iterator
+from statistics import fmean
 from typing import NamedTuple
 
 from tasks.report.amounts import count
@@ -11,14 +12,21 @@ BEHIND = {"none": "as recorded"}
 
 
 class Recovery(NamedTuple):
-    """What one attack got out of all attacked messages behind one defence."""
+    """What one attack got out of all attacked messages behind one defence.
+
+    ``malicious``: the messages answer models that a malicious server made for the attack. ``psnr`` is the mean over
+    messages, None without any.
+    """
 
     attack: str
+    family: str
+    malicious: bool
     defence: str
     messages: int
     recovered: int
     total: int
     nouns: str
+    psnr: float | None
 
     @property
     def share(self) -> float:
@@ -36,11 +44,15 @@ def recoveries(run: Run) -> Iterator[Recovery]:
     for attack, defence in dict.fromkeys((row["attack"], row["defence"]) for row in results):
         rows = [row for row in results if (row["attack"], row["defence"]) == (attack, defence)]
         total = sum(row["message"]["samples"] for row in rows)
+        quality = [row["scores"]["psnr"] for row in rows if row["scores"].get("psnr") is not None]
         if all("recovered" in row["scores"] for row in rows):
-            yield Recovery(attack, defence, len(rows), sum(r["scores"]["recovered"] for r in rows), total, kind)
+            got, nouns = sum(row["scores"]["recovered"] for row in rows), kind
         elif all(row["scores"].get("label_accuracy") is not None for row in rows):
-            right = sum(round(r["scores"]["label_accuracy"] * r["message"]["samples"]) for r in rows)
-            yield Recovery(attack, defence, len(rows), right, total, "labels")
+            got, nouns = sum(round(r["scores"]["label_accuracy"] * r["message"]["samples"]) for r in rows), "labels"
+        else:
+            continue
+        family, malicious, mean = rows[0]["family"], rows[0]["malicious"], fmean(quality) if quality else None
+        yield Recovery(attack, family, malicious, defence, len(rows), got, total, nouns, mean)
 
 
 def sentences(run: Run) -> Iterator[str]:
@@ -48,7 +60,11 @@ def sentences(run: Run) -> Iterator[str]:
     found = list(recoveries(run))
     for attack in dict.fromkeys(each.attack for each in found):
         first, *others = (each for each in found if each.attack == attack)
-        start = f"From {count(first.messages, 'message')}, {behind(first.defence)}, the attack {attack} recovers "
+        what, how = count(first.messages, "message"), behind(first.defence)
+        if first.malicious:
+            what = f"{count(first.messages, 'answer')} to models made for it"
+            how = "with no defence" if first.defence == "none" else how
+        start = f"From {what}, {how}, the attack {attack} recovers "
         rest = "".join(f"; {behind(each.defence)}, {each.got}" for each in others)
         yield f"{start}{first.got} {first.nouns}{rest}."
 

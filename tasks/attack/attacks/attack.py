@@ -58,7 +58,7 @@ class OnMessages(Attack):
     def turned_down(self, case: Case) -> Guess | None:
         """What is to be said of a message on which it cannot even be tried."""
         if case.declined:
-            return Declined(case, case.declined)
+            return Declined(case, case.declined, self.family == "inference")
         reason = _unreadable(case) or self.obstacle(case)
         return NotApplicable(case, reason) if reason else None
 

@@ -32,7 +32,7 @@ def _tiles(run: Run) -> Iterator[tuple[str, str, str]]:
         epsilon = run.summary["epsilon"]
         remark = "no formal promise" if epsilon is None else f"at delta {number(run.summary['delta'])}"
         yield "Privacy loss (epsilon)", "none" if epsilon is None else number(epsilon), remark
-    if leaks := [found for found in recoveries(run) if found.total]:
+    if leaks := [found for found in recoveries(run) if found.total and not found.malicious]:
         # A sample read back weighs more than any number of labels.
         most = max(leaks, key=lambda found: (found.nouns != "labels", found.share))
         yield (

@@ -1,11 +1,23 @@
 """What could be read back out of recorded messages, with the pictures side by side."""
 
+from tasks.report.advice import advice
 from tasks.report.amounts import count, number, percent
-from tasks.report.page import Block, Folded, Heading, Panel, Picture, Row, Table, Text
+from tasks.report.page import Block, Folded, Heading, Panel, Picture, Points, Row, Table, Text
 from tasks.report.recoveries import behind, recoveries
 from tasks.report.run import Run
 
 LISTED = 200
+FAMILIES = {
+    "optimisation": "searches samples",
+    "generation": "by a generator",
+    "analytics": "in closed form",
+    "inference": "infers what is no sample",
+}
+SERVERS = {False: "keeps to the protocol", True: "sends its own model"}
+MALICIOUS = (
+    " Where an attack needs a server that does not keep to the protocol, the client was played once more: sent the "
+    "model that the attack makes, it answered as it would have in that round."
+)
 
 
 def leakage(run: Run) -> Panel | None:
@@ -17,11 +29,14 @@ def leakage(run: Run) -> Panel | None:
         Text(
             "Each recorded message was attacked as it crossed the wire, by someone who knows the model, the method and "
             "its settings but no sample. It was then passed through each defence and attacked again in the same way."
+            + (MALICIOUS if any(row["malicious"] for row in results) else "")
         )
     ]
     tried = [row for row in results if row["applicable"]]
     if tried:
         blocks.append(_overview(run))
+        if points := list(advice(run)):
+            blocks += [Heading("What follows from it"), Points(points)]
     blocks += _gallery(run, tried)
     if tried:
         blocks += [Heading("Attack by attack"), Folded(count(len(tried), "attempt"), [_table(tried)])]
@@ -34,10 +49,12 @@ def leakage(run: Run) -> Panel | None:
 
 def _overview(run: Run) -> Table:
     rows = [
-        (r.attack, behind(r.defence), number(r.messages), f"{r.got} {r.nouns}")
-        for r in sorted(recoveries(run), key=lambda r: r.attack)
-    ]
-    return Table("All messages together", ("attack", "defence", "messages", "recovered"), rows, numeric=False)
+        (r.attack, SERVERS[r.malicious], FAMILIES[r.family], behind(r.defence), number(r.messages),
+         f"{r.got} {r.nouns}", number(r.psnr))
+        for r in sorted(recoveries(run), key=lambda r: (r.malicious, r.attack))
+    ]  # fmt: skip
+    header = ("attack", "server", "how", "defence", "messages", "recovered", "mean PSNR (dB)")
+    return Table("All messages together", header, rows, numeric=False)
 
 
 def _table(rows: list[dict]) -> Table:

@@ -145,12 +145,12 @@ def test_the_area_is_the_chance_that_a_member_ranks_above_another_and_ties_count
         return
     curve = roc(scores, members)
     pairs = scores[members][:, None] - scores[~members][None]
-    assert curve.auc == pytest.approx(float((pairs > 0).float().mean() + 0.5 * (pairs == 0).float().mean()), abs=1e-6)
+    assert curve.auc == pytest.approx(float((pairs > 0).double().mean() + 0.5 * (pairs == 0).double().mean()), abs=1e-6)
     for rate in (0.0, 0.01, 0.3):
         reached = [
-            float((scores[members] >= cut).float().mean())
+            float((scores[members] >= cut).double().mean())
             for cut in [*scores.tolist(), torch.inf]
-            if float((scores[~members] >= cut).float().mean()) <= rate
+            if float((scores[~members] >= cut).double().mean()) <= rate
         ]
         # Corners that lie on a straight piece were left out: they may be the best point for a rate, never beyond it.
         assert curve.at(rate) == pytest.approx(max(reached), abs=1e-6)
