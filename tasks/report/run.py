@@ -47,6 +47,11 @@ class Run:
         return self._lines("train/history.jsonl")
 
     @cached_property
+    def diagnostics(self) -> list[dict[str, float | None]]:
+        """What topology and algorithm told of their state: numbers by name, from before the first round on."""
+        return self._lines("train/diagnostics.jsonl")
+
+    @cached_property
     def summary(self) -> dict[str, Any] | None:
         """The training in a few numbers."""
         return self._json("train/summary.json")

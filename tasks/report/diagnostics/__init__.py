@@ -6,6 +6,7 @@ from collections.abc import Callable
 from tasks.report.diagnostics.clients import clients
 from tasks.report.diagnostics.data import data
 from tasks.report.diagnostics.findings import findings
+from tasks.report.diagnostics.gossip import gossip
 from tasks.report.diagnostics.leakage import leakage
 from tasks.report.diagnostics.learning import learning
 from tasks.report.diagnostics.membership import membership
@@ -21,6 +22,7 @@ DIAGNOSTICS: tuple[Callable[[Run], Panel | None], ...] = (
     findings,
     setup,
     learning,
+    gossip,
     clients,
     data,
     price,

@@ -59,10 +59,10 @@ class Gossip(Config):
 
     def init(self, algorithm: Algorithm, params: Tree, setting: Setting) -> Tree:
         run = tree.part(algorithm.server_init(params, setting), "run")
-        key, clients = keys.derive(setting.seed, "gossip"), range(setting.clients)
+        key, clients = self._key(setting.seed), range(setting.clients)
         shared = tree.map(torch.clone, tree.repeat(params, setting.clients))
         nodes = shared if self.start == "shared" else tree.stack(setting.draw(node) for node in clients)
-        links = self.graph.base(setting.clients, keys.generator(key, "graph"))
+        links = self._base(setting.clients, key)
         state = tree.join(nodes=nodes, run=run) | {"links": links, "key": torch.tensor(key)}
         if setting.coded:
             # What everybody knows of a node before its first message: the common start, or nothing.
@@ -94,9 +94,14 @@ class Gossip(Config):
 
     def links(self, state: Tree) -> Tensor:
         """Who hears whom in the round that comes next."""
-        round_ = int(state["run/round"]) + 1
-        rng = keys.generator(int(state["key"]), "links", round_)
-        return self.graph.at(state["links"], round_, int(state["run/rounds"]), rng)
+        return self._at(state["links"], int(state["run/round"]) + 1, int(state["run/rounds"]), int(state["key"]))
+
+    def drawn(self, clients: int, seed: int, rounds: int) -> Iterator[Tensor]:
+        """Who hears whom in each round of a run, which follows from its seed."""
+        key = self._key(seed)
+        base = self._base(clients, key)
+        for round_ in range(1, rounds + 1):
+            yield self._at(base, round_, rounds, key)
 
     def mixed(self, models: Tree, links: Tensor, said: Tensor, heard: Tree) -> tuple[Tree, Tree]:
         """The nodes' next models, and what is still gathered.
@@ -189,6 +194,15 @@ class Gossip(Config):
                 f"train.cohort = {train.cohort}: {drawn}, among all nodes; set it to partition.clients = {clients}, "
                 "with train.sampling.name = 'uniform'"
             )
+
+    def _key(self, seed: int) -> int:
+        return keys.derive(seed, "gossip")
+
+    def _base(self, clients: int, key: int) -> Tensor:
+        return self.graph.base(clients, keys.generator(key, "graph"))
+
+    def _at(self, base: Tensor, round_: int, rounds: int, key: int) -> Tensor:
+        return self.graph.at(base, round_, rounds, keys.generator(key, "links", round_))
 
     def sums(self, models: Tree, said: Tensor, weights: Tensor) -> Tree:
         """What every node gets in a round: sums with ``weights`` over the models and their variances, and how many."""
