@@ -21,6 +21,7 @@ from tasks.models import Model
 from tasks.models.architectures import CNN
 from tasks.partition.settings import PartitionSettings
 from tasks.report.settings import ReportSettings
+from tasks.train.algorithms import FedAvg
 from tasks.train.settings import TrainSettings
 from tasks.train.uplink import Momenta, check_chain
 
@@ -105,6 +106,7 @@ def conflicts(params: Params) -> Iterator[str]:
     yield from _misfits(params)
     if train.cohort > clients:
         yield f"train.cohort = {train.cohort}: must be at most partition.clients = {clients}"
+    yield from train.seed_model.conflicts(params.partition.public)
     for i, round_ in enumerate(train.transcript.rounds):
         if isinstance(round_, int) and not 1 <= round_ <= train.rounds:
             yield f"train.transcript.rounds[{i}] = {round_}: must lie between 1 and train.rounds = {train.rounds}"
@@ -114,12 +116,16 @@ def conflicts(params: Params) -> Iterator[str]:
             "attack.suite: has attacks on recorded messages, but none is recorded: set train.transcript.rounds "
             "(for instance [first, last]) and train.transcript.clients, or take those attacks out"
         )
-    yield from check_chain(train.uplink, Momenta(train.algorithm.momentum, train.algorithm.server.momentum))
+    yield from check_chain(train.uplink, _momenta(train.algorithm))
     yield from params.partition.conflicts(promised=train.privacy.target_delta(clients) is not None)
     yield from train.schedule.conflicts(train, clients)
     yield from train.privacy.conflicts(train.algorithm.weighting, train.sampling.name, train.cohort)
     yield from train.topology.conflicts(train, clients)
     yield from params.aggregate.conflicts(train)
+
+
+def _momenta(algorithm: FedAvg) -> Momenta:
+    return Momenta(algorithm.momentum, algorithm.server.momentum, algorithm.weight_decay)
 
 
 def _misfits(params: Params) -> Iterator[str]:

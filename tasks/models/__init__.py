@@ -9,10 +9,11 @@ from tasks.models.architectures import CNN, MLP, Custom, Logistic, ResNet, Trans
 from tasks.models.convnet import ConvNet
 from tasks.models.hyper import Hyper
 from tasks.models.network import Network, score
+from tasks.models.prenorm import PreNorm
 from tasks.models.start import Fresh, load
 from tasks.models.vit import ViT
 
-Model = one_of(Logistic, MLP, CNN, ConvNet, ResNet, ViT, Transformer, Hyper, Custom)
+Model = one_of(Logistic, MLP, CNN, ConvNet, ResNet, PreNorm, ViT, Transformer, Hyper, Custom)
 
 __all__ = ["Model", "Network", "build", "score"]
 

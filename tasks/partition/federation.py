@@ -46,6 +46,8 @@ class Meta(Config):
     """the smallest and largest value that a sample may hold, where there is such a bound"""
     samples: int
     test_samples: int
+    public: int = 0
+    """so many samples of the dataset's test set are the server's own: they lie behind those that are tested on"""
     clients: int
     groups: Groups | None = None
     features: tuple[str, ...] | None = None
@@ -62,7 +64,8 @@ class Federation:
     ``x`` [samples, *shape], ``y`` int64 [samples], ``test_x`` and ``test_y`` likewise; ``indices`` int64 [samples],
     ``offsets`` int64 [clients + 1] and ``train_sizes`` int64 [clients]: client c owns the samples
     ``indices[offsets[c]:offsets[c + 1]]``, of which the first ``train_sizes[c]`` train and the others validate.
-    ``groups`` and ``test_groups`` are int64 [samples], or None where the dataset has no groups.
+    ``groups`` and ``test_groups`` are int64 [samples], or None where the dataset has no groups. ``public_x`` and
+    ``public_y`` are samples that the server owns, often none.
     """
 
     path: Path
@@ -76,6 +79,8 @@ class Federation:
     train_sizes: np.ndarray
     groups: np.ndarray | None
     test_groups: np.ndarray | None
+    public_x: np.ndarray
+    public_y: np.ndarray
 
     @classmethod
     def open(cls, path: Path | str) -> "Federation":
@@ -93,7 +98,9 @@ class Federation:
         names = ["x", "y", "test_x", "test_y", "indices", "offsets", "train_sizes"]
         grouped = ["groups", "test_groups"]
         arrays = {name: read_array(path / f"{name}.npy") for name in names + (grouped if meta.groups else [])}
-        federation = cls(path=path, meta=meta, **{name: arrays.get(name) for name in names + grouped})
+        public = {f"public_{name}": arrays[f"test_{name}"][meta.test_samples :] for name in ("x", "y")}
+        arrays |= {name: array[: meta.test_samples] for name, array in arrays.items() if name.startswith("test_")}
+        federation = cls(path=path, meta=meta, **{name: arrays.get(name) for name in names + grouped}, **public)
         federation._check()
         return federation
 
@@ -137,6 +144,8 @@ class Federation:
             "y": (meta.samples,),
             "test_x": (meta.test_samples, *meta.shape),
             "test_y": (meta.test_samples,),
+            "public_x": (meta.public, *meta.shape),
+            "public_y": (meta.public,),
             "indices": (meta.samples,),
             "offsets": (meta.clients + 1,),
             "train_sizes": (meta.clients,),
@@ -145,7 +154,7 @@ class Federation:
             expected |= {"groups": (meta.samples,), "test_groups": (meta.test_samples,)}
         for name, shape in expected.items():
             array = getattr(self, name)
-            kinds = ("float32", "int64") if name in ("x", "test_x") else ("int64",)
+            kinds = ("float32", "int64") if name in ("x", "test_x", "public_x") else ("int64",)
             if array.shape != shape or array.dtype.name not in kinds:
                 found = f"{array.dtype} {list(array.shape)}"
                 raise self._damaged(name, f"holds {found}, but meta.json says {' or '.join(kinds)} {list(shape)}")

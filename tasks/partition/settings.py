@@ -26,6 +26,9 @@ class PartitionSettings(Config):
     test_fraction: float = Field(
         0.2, ge=0.01, le=0.9, description="part of every class set aside where no test set exists"
     )
+    public: int = Field(
+        0, ge=0, description="samples of the test set that the server owns, for methods that need some; untested"
+    )
     min_size: int = Field(2, ge=1, description="samples that every client has at least, moved from the largest")
     limit: int | None = Field(None, ge=2, description="use this many training samples only, drawn at random")
     test_limit: int | None = Field(None, ge=1, description="use this many test samples only, drawn at random")

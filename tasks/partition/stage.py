@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.artifacts import publish, read_array, write_json
+from tasks.config import Refused
 from tasks.keys import derive, generator
 from tasks.partition.card import measure
 from tasks.partition.federation import Exchange, Groups, Meta
@@ -32,6 +33,7 @@ def partition(params: "Params", artifacts: Path, tracker: "Tracker") -> None:
     settings, seed = params.partition, params.seed
     samples = settings.dataset.load(seed, settings.test_fraction)
     samples = _limited(samples, settings.limit, settings.test_limit, seed)
+    samples = _with_public(samples, settings.public, seed)
     settings.skew.check(samples.kind)
     clients = settings.clients
     owner = settings.split.assign(samples.y, samples.columns, clients, generator(seed, "split"))
@@ -75,7 +77,8 @@ def partition(params: "Params", artifacts: Path, tracker: "Tracker") -> None:
             class_names=samples.class_names,
             range=data.range,
             samples=len(data.y),
-            test_samples=len(samples.test_y),
+            test_samples=len(samples.test_y) - settings.public,
+            public=settings.public,
             clients=clients,
             groups=groups,
             features=data.features,
@@ -153,6 +156,20 @@ def _limited(samples: Samples, limit: int | None, test_limit: int | None, seed: 
         columns = {name: values[kept] for name, values in samples.test_columns.items()}
         samples = replace(samples, test_x=samples.test_x.take(kept), test_y=samples.test_y[kept], test_columns=columns)
     return samples
+
+
+def _with_public(samples: Samples, public: int, seed: int) -> Samples:
+    """The samples with ``public`` random ones of the test set behind the others."""
+    if not public:
+        return samples
+    count = len(samples.test_y)
+    if public >= count:
+        mend = "Lower it, or raise partition.test_fraction or partition.test_limit"
+        raise Refused("params.yaml: partition.public", public, f"leaves none of {count} samples to test on", mend)
+    chosen = generator(seed, "public").permutation(count)
+    order = np.concatenate([np.sort(chosen[public:]), np.sort(chosen[:public])])
+    columns = {name: values[order] for name, values in samples.test_columns.items()}
+    return replace(samples, test_x=samples.test_x.take(order), test_y=samples.test_y[order], test_columns=columns)
 
 
 def _groups(samples: Samples) -> tuple[Groups | None, dict[str, np.ndarray]]:

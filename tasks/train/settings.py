@@ -11,6 +11,7 @@ from tasks.train.devices import Devices, UniformDevices
 from tasks.train.privacy import NoPrivacy, Privacy
 from tasks.train.sampling import Sampling, UniformSampling
 from tasks.train.schedules import Schedule, Sync
+from tasks.train.seed_model import NoSeedModel, SeedModel
 from tasks.train.topologies import Server, Topology
 from tasks.train.uplink import Link
 
@@ -81,6 +82,7 @@ class TrainSettings(Config):
     privacy: Privacy = Field(NoPrivacy(), description="mechanism of differential privacy")
     schedule: Schedule = Field(Sync(), description="who works when, and when the server updates")
     topology: Topology = Field(Server(), description="who talks to whom")
+    seed_model: SeedModel = Field(NoSeedModel(), description="what the server trains before the first round")
     devices: Devices = Field(UniformDevices(), description="speeds and links on the virtual clock")
     evaluate_every: int = Field(1, ge=1, description="rounds between two evaluations on the test and validation data")
     early_stop: EarlyStop = EarlyStop()

@@ -71,8 +71,9 @@ class Run:
         self.validation = Scorer(network, data.x, data.y, _validation(data, params.seed))
         self.personal = Personal(network, data)
         self.recorder = Recorder(checkpoints.transcript)
+        start = params.train.seed_model.parameters(network, data, params.seed)
         self.coordinator = Coordinator(
-            params.train, plan, params.seed, data, network.parameters, workers, self.recorder,
+            params.train, plan, params.seed, data, start, workers, self.recorder,
             checkpoints.memories, recorded_rounds(params.train), self.may_end_at, partial(redrawn, params, data),
         )  # fmt: skip
         self.history: list[dict] = []

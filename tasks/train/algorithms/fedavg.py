@@ -13,6 +13,7 @@ from tasks.gradients import grad_and_value
 from tasks.models import Network
 from tasks.train.algorithms.learning_rates import Constant, LearningRate
 from tasks.train.algorithms.server_optimizers import SGD, ServerOptimizer
+from tasks.train.uplink.clip import clip
 from tasks.train.work import Batches, ClientState, Exchange, Setting, Uploads, weighted_mean
 from tasks.tree import Tree
 
@@ -39,6 +40,7 @@ class FedAvg(Config):
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of the local SGD; starts at 0 in each round")
     keep_momentum: bool = Field(False, description="start from the client's last momentum instead, which stays home")
     weight_decay: float = Field(0.0, ge=0, description="L2 pull of the local SGD towards 0")
+    clip_norm: float | None = Field(None, gt=0, description="greatest Euclidean norm of a local gradient; null: any")
     weighting: Literal["samples", "uniform"] = Field("samples", description="weight of a client in the mean (p_k)")
     server: ServerOptimizer = Field(SGD(), description="the server's optimiser")
 
@@ -48,14 +50,19 @@ class FedAvg(Config):
         """What a client minimises, a scalar; differentiated with respect to ``state.params``."""
         return weighted_mean(network.losses(state.params, batch["x"], batch["y"]), batch["weight"])
 
-    def gradient(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> tuple[Tree, Tree]:
-        """The direction of a local step's descent, and the metrics of the step."""
+    def slope(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> tuple[Tree, Tree]:
+        """The gradient of :meth:`loss`, and the metrics of the step."""
 
         def objective(params: Tree) -> Tensor:
             return self.loss(network, state._replace(params=params), batch, key)
 
         gradient, loss = grad_and_value(objective)(state.params)
         return gradient, {"loss": loss}
+
+    def gradient(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> tuple[Tree, Tree]:
+        """The direction of a local step's descent, and the metrics of the step."""
+        gradient, metrics = self.slope(network, state, batch, key)
+        return (clip(gradient, self.clip_norm) if self.clip_norm else gradient), metrics
 
     def optimizer(self, gradient: Tree, state: ClientState) -> tuple[Tree, Tree]:
         """The local optimiser: the step to subtract at rate ``lr``, and its moments."""

@@ -54,11 +54,11 @@ class FedSpeed(FedAvg):
     )
 
     def gradient(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> tuple[Tree, Tree]:
-        gradient, metrics = super().gradient(network, state, batch, key)
+        gradient, metrics = self.slope(network, state, batch, key)
         if self.rho and self.alpha:
             length = self.rho / (tree.norm(gradient) + 1e-7) if self.normalise else self.rho
             uphill = state._replace(params=tree.add(state.params, gradient, length))
-            flat, _ = super().gradient(network, uphill, batch, key)
+            flat, _ = self.slope(network, uphill, batch, key)
             gradient = tree.map(lambda g1, g2: (1 - self.alpha) * g1 + self.alpha * g2, gradient, flat)
         if self.clip_norm:
             gradient = clip(gradient, self.clip_norm)

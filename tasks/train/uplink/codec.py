@@ -68,10 +68,12 @@ class Codec(Config):
 
 
 class Momenta(NamedTuple):
-    """The momentum that a run has already: of the local optimiser, and of the server's."""
+    """The momentum that a run has already: of the local optimiser, and of the server's; and what would gather momentum
+    without being a gradient, the local weight decay."""
 
     local: float = 0.0
     server: float = 0.0
+    decay: float = 0.0
 
 
 NO_MOMENTA = Momenta()

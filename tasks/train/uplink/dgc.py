@@ -29,7 +29,8 @@ class DeepGradientCompression(Codec):
     During the warm-up the density falls through the values of ``warmup``. Local clipping is a ``clip`` before it: of
     norm thr sqrt(N) for a threshold thr on the mean of N clients' uploads, which is the paper's thr / sqrt(N) for
     gradients that are already divided by N. This is the momentum of the whole run: there must be no other, on the
-    clients or on the server. Made for uploads that hold a change of the model and nothing else.
+    clients or on the server, and no weight decay that would gather it. With momentum 0 it is gradient dropping (Aji and
+    Heafield, EMNLP 2017), which goes with any. Made for uploads that hold a change of the model and nothing else.
 
     Source: Lin et al., "Deep Gradient Compression: Reducing the Communication Bandwidth for Distributed Training", ICLR
     2018, section 3.2 (momentum correction, local clipping), section 3.3 (factor masking, warm-up), algorithm 4.
@@ -85,10 +86,12 @@ class DeepGradientCompression(Codec):
         return tree.join(velocity=velocity, waiting=tree.map(torch.mul, held, waiting))
 
     def conflicts(self, before: Sequence[Codec], after: Sequence[Codec], momenta: Momenta) -> Iterator[str]:
-        if momenta.local:
+        if self.momentum and momenta.local:
             yield f"has the run's momentum already; set train.algorithm.momentum = {momenta.local:g} to 0"
-        if momenta.server:
+        if self.momentum and momenta.server:
             yield f"has the run's momentum already; set that of train.algorithm.server, {momenta.server:g}, to 0"
+        if self.momentum and momenta.decay:
+            yield f"would give weight decay momentum too; set train.algorithm.weight_decay = {momenta.decay:g} to 0"
         if scattered := [codec.name for codec in before if isinstance(codec, Sparse | DeepGradientCompression)]:
             yield f"cannot follow {scattered[0]!r}, which sends other entries each time: there is nothing to add up"
         if self.warmup_rounds and (remembers := [codec.name for codec in after if codec.feeds_back]):

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from tasks import keys, tree
+from tasks import keys
 from tasks.train.uplink.sparse import Sparse, scatter
 from tasks.tree import Tree
 
@@ -39,14 +39,15 @@ class RandomK(Sparse):
         return self
 
     def encode(self, values: Tree, key: Tensor) -> tuple[Tree, Tree]:
-        carried = {}
-        for name, index in self._drawn(values, key).items():
+        thinned, carried = self.split(values)
+        for name, index in self._drawn(thinned, key).items():
             scale = values[name].numel() / len(index) if self.unbiased else 1.0
             carried[name] = values[name].reshape(-1).gather(0, index) * scale
         return carried, {"seed": key}
 
     def decode(self, carried: Tree, side: Tree, like: Tree) -> Tree:
-        return tree.map(scatter, carried, self._drawn(like, side["seed"]), like)
+        drawn = self._drawn(self.split(like)[0], side["seed"])
+        return {n: scatter(carried[n], drawn[n], v) if n in drawn else carried[n] for n, v in like.items()}
 
     def _drawn(self, values: Tree, seed: Tensor) -> Tree:
         """The positions ``[k]`` of each tensor: those of the k largest of d random numbers, a uniform subset."""

@@ -5,6 +5,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tasks.train.uplink.codec import Codec
+from tasks.tree import Tree
 
 
 class Sparse(Codec):
@@ -13,6 +14,7 @@ class Sparse(Codec):
     density: float = Field(0.1, gt=0, le=1, description="share k / d of the entries that are kept, at least one")
     k: int | None = Field(None, ge=1, description="number of entries kept, in place of `density`")
     error_feedback: bool = Field(True, description="add what was left out to the client's next upload")
+    dense_below: int = Field(0, ge=0, description="tensors of fewer dimensions (biases, norms) are sent whole")
 
     @property
     def feeds_back(self) -> bool:
@@ -21,6 +23,11 @@ class Sparse(Codec):
     def kept(self, entries: int) -> int:
         """How many of ``entries`` entries cross the wire."""
         return max(1, min(entries, self.k or round(self.density * entries)))
+
+    def split(self, values: Tree) -> tuple[Tree, Tree]:
+        """Those tensors of which some entries are sent, and those that are sent whole."""
+        thinned = {name: value for name, value in values.items() if value.dim() >= self.dense_below}
+        return thinned, {name: value for name, value in values.items() if name not in thinned}
 
 
 def scatter(values: Tensor, index: Tensor, like: Tensor) -> Tensor:

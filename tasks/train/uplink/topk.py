@@ -26,20 +26,24 @@ class TopK(Sparse):
     )
 
     def encode(self, values: Tree, key: Tensor) -> tuple[Tree, Tree]:
-        flat = self._ranked(values)
+        thinned, whole = self.split(values)
+        flat = self._ranked(thinned)
         # In ascending order a set of entries has one message, whichever way a device's sort breaks ties.
         index = tree.map(lambda v: v.abs().topk(self.kept(v.numel())).indices.sort().values, flat)
-        carried = tree.map(lambda v, i: v.gather(0, i), flat, index)
+        carried = whole | tree.map(lambda v, i: v.gather(0, i), flat, index)
         return carried, tree.map(lambda i, v: narrow(i, v.numel()), index, flat)
 
     def decode(self, carried: Tree, side: Tree, like: Tree) -> Tree:
-        flat = tree.map(lambda v, c, i: scatter(c, widen(i), v), self._ranked(like), carried, side)
-        if self.scope == "upload":
-            return tree.like(flat["upload"], like)
-        return tree.map(lambda v, shape: v.reshape(shape.shape), flat, like)
+        thinned, whole = self.split(like)
+        flat = {name: scatter(carried[name], widen(side[name]), v) for name, v in self._ranked(thinned).items()}
+        if self.scope == "upload" and flat:
+            found = tree.like(flat["upload"], thinned)
+        else:
+            found = tree.map(lambda v, shape: v.reshape(shape.shape), flat, thinned)
+        return {name: carried[name] if name in whole else found[name] for name in like}
 
     def _ranked(self, values: Tree) -> Tree:
         """The vectors within which entries are ranked."""
-        if self.scope == "upload":
+        if self.scope == "upload" and values:
             return {"upload": tree.vector(values)}
         return tree.map(lambda v: v.reshape(-1), values)

@@ -47,6 +47,27 @@ def test_a_limit_takes_a_part_of_both_sets_and_keeps_samples_with_their_labels(r
     assert all(known[part.x[i].tobytes()] == part.y[i] for i in range(100))
 
 
+def test_public_samples_are_taken_out_of_the_test_set_and_no_client_owns_one(run):
+    whole, part = run({"clients": 10}, folder="a"), run({"clients": 10, "public": 60}, folder="b")
+    assert np.array_equal(whole.x, part.x) and np.array_equal(whole.indices, part.indices)
+    assert len(part.public_y) == 60 and len(part.test_y) == part.meta.test_samples == len(whole.test_y) - 60
+    assert len(whole.public_y) == 0
+    both = zip([*part.test_x, *part.public_x], [*part.test_y, *part.public_y], strict=True)
+    pairs = sorted((x.tobytes(), int(y)) for x, y in both)
+    assert pairs == sorted((x.tobytes(), int(y)) for x, y in zip(whole.test_x, whole.test_y, strict=True))
+    with pytest.raises(Refused, match=r"partition\.public = 10000: leaves none"):
+        run({"clients": 10, "public": 10_000})
+
+
+def test_public_samples_have_no_group_of_those_that_are_tested_on(run, tmp_path):
+    path = tmp_path / "people.csv"
+    path.write_text("\n".join(["age,town,bought", *(f"{20 + i},{'ab'[i % 2]},{i % 3 > 0}" for i in range(90))]))
+    section = {"dataset": {"name": "table", "path": str(path), "target": "bought", "group": "town"}, "clients": 3}
+    section["dataset"]["keep"] = ["town"]
+    found = run(section | {"public": 5})
+    assert len(found.test_groups) == len(found.test_y) == found.meta.test_samples
+
+
 def test_a_skew_changes_the_clients_samples_and_leaves_the_test_set_alone(run):
     plain = run({"clients": 10}, folder="a")
     turned = run({"clients": 10, "skew": {"name": "rotation", "angles": [0, 90]}}, folder="b")

@@ -40,6 +40,8 @@ def naive_fedavg(data, algorithm: FedAvg, rounds: int, seed: int) -> dict:
                 rows = samples[step[step >= 0]]
                 sgd.zero_grad()
                 cross_entropy(module(torch.from_numpy(data.x[rows])), torch.from_numpy(data.y[rows])).backward()
+                if algorithm.clip_norm:
+                    torch.nn.utils.clip_grad_norm_(module.parameters(), algorithm.clip_norm)
                 sgd.step()
             w = float(len(samples)) if algorithm.weighting == "samples" else 1.0
             delta = {name: (value.detach() - params[name]) * w for name, value in module.named_parameters()}
@@ -55,8 +57,9 @@ def naive_fedavg(data, algorithm: FedAvg, rounds: int, seed: int) -> dict:
         FedAvg(batch_size=4, epochs=2),
         FedAvg(batch_size=0, epochs=3, weighting="uniform"),
         FedAvg(batch_size=16, momentum=0.9, weight_decay=0.01, server=SGD(lr=0.5)),
+        FedAvg(batch_size=4, steps=7, weight_decay=0.01, clip_norm=0.5),
     ],
-    ids=["minibatches", "full-batch", "momentum"],
+    ids=["minibatches", "full-batch", "momentum", "clipped"],
 )
 def test_fedavg_is_the_naive_loop(data, algorithm, stack):
     """Local steps, ragged last batches, clients of one sample and weights are exact, however clients are stacked."""

@@ -16,6 +16,7 @@ from tasks import keys, tree
 from tasks.train.uplink import Chain
 from tasks.train.uplink.clip import Clip
 from tasks.train.uplink.codec import Codec
+from tasks.train.uplink.dgc import DeepGradientCompression as DGC
 from tasks.train.uplink.quantize import Quantize
 from tasks.train.uplink.randomk import RandomK
 from tasks.train.uplink.sign import Sign
@@ -67,6 +68,22 @@ CHAINS: dict[str, tuple[tuple[Codec, ...], int]] = {
     "topk": ((TopK(),), sum(kept(d) * (4 + index_bytes(d)) for d in SIZES.values())),
     "topk upload": ((TopK(scope="upload", density=0.01),), kept(TOTAL, 0.01) * (4 + index_bytes(TOTAL))),
     "topk k": ((TopK(k=20),), sum(min(20, d) * (4 + index_bytes(d)) for d in SIZES.values())),
+    "topk dense": (
+        (TopK(dense_below=2),),
+        sum(kept(d) * (4 + index_bytes(d)) if len(SHAPES[n]) > 1 else 4 * d for n, d in SIZES.items()),
+    ),
+    "topk upload dense": (
+        (TopK(scope="upload", density=0.01, dense_below=2),),
+        kept(TOTAL - 9, 0.01) * (4 + index_bytes(TOTAL - 9)) + 4 * 9,
+    ),
+    "randomk dense": (
+        (RandomK(dense_below=2),),
+        8 + sum(4 * kept(d) if len(SHAPES[n]) > 1 else 4 * d for n, d in SIZES.items()),
+    ),
+    "dgc": (
+        (DGC(density=0.01, warmup_rounds=0),),
+        sum(math.ceil(d / 100) * (4 + index_bytes(d)) if len(SHAPES[n]) > 1 else 4 * d for n, d in SIZES.items()),
+    ),
     "randomk": ((RandomK(),), 8 + 4 * sum(map(kept, SIZES.values()))),
     "randomk unbiased": (
         (RandomK(unbiased=True, error_feedback=False, density=0.3),),
@@ -157,6 +174,19 @@ def test_topk_is_the_naive_choice_and_a_contraction(entries, density):
     assert sorted(arrived.abs().tolist())[-k:] == sorted(u.abs().tolist())[-k:]
     lost = float((u - arrived).double().square().sum())
     assert lost <= (1 - k / len(u)) * float(u.double().square().sum()) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("codec", [TopK(dense_below=2), TopK(dense_below=2, scope="upload"), RandomK(dense_below=2)])
+def test_tensors_of_few_dimensions_can_be_sent_whole(codec):
+    values = tree.take(uploads(), 0)
+    arrived, plain = trip(codec, values), trip(codec.model_copy(update={"dense_below": 0}), values)
+    assert list(arrived) == list(values)
+    for name, value in values.items():
+        whole = value.dim() < 2
+        assert torch.equal(arrived[name], value) == whole
+        assert whole or codec.name == "randomk" or codec.scope == "upload" or torch.equal(arrived[name], plain[name])
+    everything = trip(codec.model_copy(update={"dense_below": 9}), values)
+    assert all(torch.equal(everything[name], value) for name, value in values.items())
 
 
 def test_topk_over_the_upload_is_topk_of_the_vector():
