@@ -1,12 +1,16 @@
 """The ``attack`` section of `params.yaml`."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from tasks.attack.attacks import InvertingGradients, LabelRecovery, Membership, Method, ReadOut
 from tasks.attack.defences import NoDefence, Noise, Protection
 from tasks.config import Config
+
+if TYPE_CHECKING:
+    from tasks.train.settings import TrainSettings
 
 
 class AttackSettings(Config):
@@ -28,6 +32,15 @@ class AttackSettings(Config):
         2000, ge=10, description="most members, and most others, that membership attacks are asked about"
     )
     public: int = Field(1000, ge=2, description="most samples that an attacker owns; at most half of the test set")
+
+    def conflicts(self, train: "TrainSettings") -> Iterator[str]:
+        """What rules a defence out after a training with these settings."""
+        for i, defence in enumerate(self.defences):
+            try:
+                defence.protocol(train.algorithm)
+            except ValidationError as error:
+                name, why = train.algorithm.name, error.errors()[0]["msg"]
+                yield f"attack.defences[{i}]: train.algorithm.name = {name!r} cannot follow this protocol ({why})"
 
     @property
     def needs_transcript(self) -> bool:
