@@ -22,6 +22,7 @@ from tasks.models.architectures import CNN
 from tasks.partition.settings import PartitionSettings
 from tasks.report.settings import ReportSettings
 from tasks.train.algorithms import FedAvg
+from tasks.train.privacy.central import Central
 from tasks.train.settings import TrainSettings
 from tasks.train.uplink import Momenta, check_chain
 
@@ -119,9 +120,16 @@ def conflicts(params: Params) -> Iterator[str]:
     yield from check_chain(train.uplink, _momenta(train.algorithm))
     yield from params.partition.conflicts(promised=train.privacy.target_delta(clients) is not None)
     yield from train.schedule.conflicts(train, clients)
+    yield from train.algorithm.conflicts(params.model.name)
+    if train.algorithm.single_uploads and isinstance(train.privacy, Central):
+        yield (
+            f"train.privacy.name = {train.privacy.name!r}: its noise is on the sum of the uploads, and the server of "
+            f"train.algorithm.name = {train.algorithm.name!r} reads every one of them; use local"
+        )
     yield from train.privacy.conflicts(train.algorithm.weighting, train.sampling.name, train.cohort)
     yield from train.topology.conflicts(train, clients)
     yield from params.aggregate.conflicts(train)
+    yield from params.attack.conflicts(train)
 
 
 def _momenta(algorithm: FedAvg) -> Momenta:

@@ -1,7 +1,7 @@
 """Federated averaging: the base of every method that trains locally and combines on a server."""
 
-from collections.abc import Generator
-from typing import Literal
+from collections.abc import Generator, Iterator
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -43,6 +43,13 @@ class FedAvg(Config):
     clip_norm: float | None = Field(None, gt=0, description="greatest Euclidean norm of a local gradient; null: any")
     weighting: Literal["samples", "uniform"] = Field("samples", description="weight of a client in the mean (p_k)")
     server: ServerOptimizer = Field(SGD(), description="the server's optimiser")
+
+    single_uploads: ClassVar[bool] = False
+    """Whether the server reads every upload by itself, which noise on their sum does not cover."""
+
+    def conflicts(self, model: str) -> Iterator[str]:
+        """What rules the method out with the model of that name, each problem with its path in `params.yaml`."""
+        yield from ()
 
     # Client: three small hooks, and the fold over batches made of them.
 

@@ -1,6 +1,6 @@
 """FedCAC: share what is insensitive with everybody, and what is sensitive with those who are alike."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -32,6 +32,7 @@ class FedCAC(FedAvg):
     Aggressive Collaboration", ICCV 2023, section 3.
     """
 
+    single_uploads: ClassVar[bool] = True
     name: Literal["fedcac"] = "fedcac"
     tau: float = Field(0.5, ge=0, le=1, description="share of each tensor that is critical")
     beta: int = Field(100, ge=0, description="round after which critical parameters are no longer shared")

@@ -1,5 +1,6 @@
 """HyperFL: clients share what generates their networks, and keep what it is generated from."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -7,10 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from tasks import keys, tree
-from tasks.config import Refused
 from tasks.models import Network
 from tasks.train.algorithms.private import Private
-from tasks.train.work import Batches, ClientState, Setting
+from tasks.train.work import Batches, ClientState
 from tasks.tree import Tree
 
 
@@ -51,11 +51,9 @@ class HyperFL(Private):
     def at_home(self, model: Tree) -> list[str]:
         return [name for name in model if name == "embedding" or name.startswith("classifier.")]
 
-    def server_init(self, params: Tree, setting: Setting) -> Tree:
-        if "embedding" not in params:
-            where, allowed = "params.yaml: train.algorithm.name", "trains what generates a network"
-            raise Refused(where, self.name, allowed, "Use it with `model: {name: hyper}`")
-        return super().server_init(params, setting)
+    def conflicts(self, model: str) -> Iterator[str]:
+        if model != "hyper":
+            yield f"train.algorithm.name = {self.name!r}: trains a hypernetwork; use it with model.name: hyper"
 
     def client_memory(self, shared: Tree) -> Tree:
         return super().client_memory(shared) | {"fresh": torch.ones_like(shared["lr"])}

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,6 +31,7 @@ class OneByte(FedAvg):
     Finetuning Using Shared Randomness", arXiv:2306.10015, 2023; the estimate is MeZO's (Malladi et al., NeurIPS 2023).
     """
 
+    single_uploads: ClassVar[bool] = True
     name: Literal["one_byte"] = "one_byte"
     lr: float = Field(0.02, gt=0, description="step along the mean of the estimates (eta)")
     eps: float = Field(1e-3, gt=0, description="distance to each side at which the loss is measured")

@@ -9,6 +9,7 @@ from tasks import models, tree
 from tasks.config import Refused
 from tasks.models.architectures import CNN, MLP
 from tasks.models.hyper import Hyper, HyperNetwork
+from tasks.params import build
 from tasks.train.algorithms import FedAvg, HyperFL
 from tasks.train.settings import TrainSettings
 from tasks.train.work import ClientState
@@ -166,9 +167,9 @@ def test_clients_may_draw_their_vectors(data):
     assert (later - apart).abs().max() < 1e-3, "drawn once"
 
 
-def test_another_network_is_refused(data):
-    with pytest.raises(Refused, match=r"train\.algorithm\.name = 'hyperfl'.*model: \{name: hyper\}"):
-        trained(data, model=MLP(hidden=(6,)))
+def test_another_network_is_refused():
+    with pytest.raises(Refused, match=r"train\.algorithm\.name = 'hyperfl': .* use it with model\.name: hyper"):
+        build({"train": {"algorithm": {"name": "hyperfl"}}})
 
 
 def test_with_equal_clients_the_server_takes_the_mean(data):
