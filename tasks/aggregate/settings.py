@@ -31,6 +31,12 @@ class Evaluate(Config):
         "if at least half of the clients have enough of them",
     )
     min_samples: int = Field(5, ge=1, description="clients with fewer samples to evaluate on are left out, and counted")
+    frontier: int = Field(
+        6,
+        ge=0,
+        description="limits of the global and of the local disparity at which to find the best accuracy that is "
+        "possible, where the data have groups and two classes; 0 for none",
+    )
 
 
 class Registry(Config):

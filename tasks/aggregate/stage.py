@@ -16,6 +16,7 @@ from tasks.aggregate.evaluation import (
     on_test,
     with_own_models,
 )
+from tasks.aggregate.fairness import assessed
 from tasks.aggregate.merges import Fusion
 from tasks.aggregate.personalise import NoPersonalisation
 from tasks.aggregate.register import register
@@ -39,11 +40,17 @@ def aggregate(params: "Params", artifacts: Path, tracker: "Tracker") -> None:
     personal = read_tree(own) if own.exists() else {}
     released = merged(settings, network, artifacts / "train", personal)
     evaluation, table = evaluate(settings, network, released, federation, params.seed, personal)
-    numbers = headline(evaluation)
+    fairness = None
+    if federation.meta.groups and federation.meta.classes == 2:
+        clients = chosen(federation.clients, settings.evaluate.clients, params.seed)
+        fairness = assessed(network, released, federation, clients, settings.evaluate.frontier)
+    numbers = headline(evaluation, fairness)
     with publish(artifacts / "aggregate") as folder:
         write_tree(folder / "model.safetensors", released)
         write_json(folder / "evaluation.json", evaluation)
         write_table(folder, table)
+        if fairness:
+            write_json(folder / "fairness.json", fairness)
     write_json(artifacts.parent / "metrics" / "aggregate.json", numbers)
     tracker.metrics(numbers)
     tracker.artifact(artifacts / "aggregate" / "evaluation.json")
@@ -146,13 +153,16 @@ def gain(before: Tally, after: Tally, enough: int) -> dict:
     }
 
 
-def headline(evaluation: dict) -> dict[str, float | None]:
+def headline(evaluation: dict, fairness: dict | None = None) -> dict[str, float | None]:
     """The few numbers by which the stage is judged."""
     whole, clients, own = evaluation["global"], evaluation["per_client"], evaluation["personalised"]
     numbers = {"accuracy": whole["accuracy"], "loss": whole["loss"]}
     numbers |= {f"clients_{name}": clients[name] for name in ("mean", "std", "worst_decile", "best_decile", "jain")}
     if own:
         numbers |= {f"personalised_{name}": own[name] for name in ("mean", "worst_decile")}
+    if fairness:
+        parts = ("local", "unique", "redundant", "masked")
+        numbers |= {"fairness_global": fairness["total"]} | {f"fairness_{name}": fairness[name] for name in parts}
     return numbers
 
 

@@ -5,10 +5,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks import params as schema
 from tasks.aggregate.fairness import Frontier, decompose, information
+from tasks.aggregate.stage import aggregate
+from tasks.artifacts import read_json, read_tree, write_json, write_tree
+from tasks.partition.federation import Federation
+from tasks.tracking import Tracker
 
 
 def joint(rule) -> np.ndarray:
@@ -130,3 +136,66 @@ def test_more_room_never_costs_accuracy_and_the_frontier_is_concave():
     assert all(later >= earlier - 1e-6 for earlier, later in pairwise(line))
     assert all(b >= (a + c) / 2 - 1e-5 for a, b, c in zip(line, line[1:], line[2:], strict=False))
     assert frontier.accuracy(10, 10) == pytest.approx(1, abs=1e-7)
+
+
+@pytest.fixture
+def two_classes(partition, trained):
+    """The artefacts of the small federation with labels that lean on a feature and on the group, and a model of it."""
+    meta = read_json(partition / "meta.json")
+    write_json(partition / "meta.json", meta | {"classes": 2, "class_names": ["no", "yes"]})
+    for prefix in ("", "test_"):
+        x = np.load(partition / f"{prefix}x.npy")
+        np.save(partition / f"{prefix}y.npy", (x[:, 0] + 0.5 * x[:, 3] > 0).astype(np.int64))
+    weights = torch.tensor([[0.0, 0, 0, 0], [1.0, 0.2, 0, 0.3]])
+    write_tree(trained / "model.safetensors", {"1.weight": weights, "1.bias": torch.tensor([0.0, 0.1])})
+    return partition.parent
+
+
+def settings_with(points: int):
+    section = {"evaluate": {"frontier": points}}
+    sections = {"model": {"name": "logistic"}, "train": {"cohort": 5}, "aggregate": section}
+    return schema.build({"partition": {"clients": 12}} | sections)
+
+
+def test_what_the_server_makes_of_the_clients_counts_is_what_all_samples_in_one_place_say(two_classes):
+    aggregate(settings_with(3), two_classes, Tracker("aggregate"))
+    found = read_json(two_classes / "aggregate" / "fairness.json")
+    federation, model = Federation.open(two_classes / "partition"), read_tree(two_classes / "train/model.safetensors")
+    said = (torch.from_numpy(np.array(federation.x)) @ model["1.weight"].T + model["1.bias"]).argmax(1).numpy()
+    pooled, counts = np.zeros((2, 2), int), np.zeros((12, 2, 2, 2), int)
+    for client in range(12):
+        for i in federation.indices[federation.offsets[client] : federation.offsets[client + 1]]:
+            pooled[federation.groups[i], said[i]] += 1
+            counts[client, federation.groups[i], federation.y[i], said[i]] += 1
+    assert found["counts"] == counts.tolist()
+    assert found["message_bytes"] == 32
+    assert found["total"] == pytest.approx(information(pooled), abs=1e-12)
+    assert found["accuracy"] == pytest.approx((said == federation.y).mean())
+    rates = pooled[:, 1] / pooled.sum(1)
+    assert found["parity"]["difference"] == pytest.approx(abs(rates[1] - rates[0]))
+    assert found["bias"]["local"] == pytest.approx(12 * found["bias"]["total"])
+    metrics = read_json(two_classes.parent / "metrics" / "aggregate.json")
+    parts = ("unique", "redundant", "masked")
+    assert metrics["fairness_global"] == found["total"]
+    assert all(metrics[f"fairness_{part}"] == found[part] for part in ("local", *parts))
+
+
+def test_no_model_is_above_the_frontier_at_its_own_disparities(two_classes):
+    aggregate(settings_with(3), two_classes, Tracker("aggregate"))
+    found = read_json(two_classes / "aggregate" / "fairness.json")
+    frontier = found["frontier"]
+    assert found["accuracy"] <= frontier["best"] + 1e-5
+    best = np.array(frontier["accuracy"])
+    assert (np.diff(best, axis=0) >= -1e-5).all() and (np.diff(best, axis=1) >= -1e-5).all()
+    # As much disparity as the labels have allows the labels.
+    assert best[-1, -1] == pytest.approx(1, abs=1e-4) and best[0, 0] < 0.95
+
+
+def test_without_a_grid_there_is_no_frontier(two_classes):
+    aggregate(settings_with(0), two_classes, Tracker("aggregate"))
+    assert read_json(two_classes / "aggregate" / "fairness.json")["frontier"] is None
+
+
+def test_three_classes_are_not_assessed(trained):
+    aggregate(settings_with(3), trained.parent, Tracker("aggregate"))
+    assert not (trained.parent / "aggregate" / "fairness.json").exists()
