@@ -1,6 +1,6 @@
-"""`docs/parameters.md` and `docs/methods.md`: ``python -m flows.reference``.
+"""`docs/parameters.md`, `docs/methods.md` and `docs/combinations.md`: ``python -m flows.reference``.
 
-Both are written from the types that `params.yaml` builds, and the second from the results of the replications too.
+All are written from the types that `params.yaml` builds, and the second from the results of the replications too.
 """
 
 import inspect
@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from flows import verdicts
+from flows import combinations, verdicts
 from flows.pipelines import Pipelines
 from tasks.artifacts import write_text
 from tasks.config import Config
@@ -41,6 +41,7 @@ def write(main: Path) -> None:
     """Writes both pages into a checkout."""
     write_text(main / PAGE, page())
     write_text(main / METHODS, methods_page(main))
+    write_text(main / combinations.PAGE, combinations.page())
 
 
 def methods_page(main: Path) -> str:
@@ -188,4 +189,4 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     write(Path(__file__).resolve().parents[1])
-    print(PAGE, METHODS, sep="\n")
+    print(PAGE, METHODS, combinations.PAGE, sep="\n")
