@@ -15,7 +15,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from flows import reference, server
+from flows import combinations, reference, server
 from flows.overrides import merge
 from tasks import artifacts, tree
 from tasks.params import build
@@ -244,9 +244,10 @@ def test_the_readme_shows_params_yaml_as_it_is():
     assert build(YAML(typ="safe").load(own))
 
 
-def test_the_reference_of_parameters_and_the_table_of_methods_are_current():
+def test_the_pages_that_are_written_from_the_types_are_current():
     assert (ROOT / reference.PAGE).read_text() == reference.page(), "run `python -m flows.reference`"
     assert (ROOT / reference.METHODS).read_text() == reference.methods_page(ROOT), "run `python -m flows.reference`"
+    assert (ROOT / combinations.PAGE).read_text() == combinations.page(), "run `python -m flows.reference`"
 
 
 def test_the_history_has_the_columns_that_the_page_on_training_names(checkout):
