@@ -87,7 +87,9 @@ class Coordinator:
         self.train, self.plan, self.seed, self.data, self.workers = train, plan, seed, data, workers
         self.recorder, self.recorded, self.keep_uploads = recorder, recorded, keep_uploads
         self.memory_folder = memory_folder
-        setting = Setting(data.clients, train.cohort, train.rounds, seed, draw, bool(train.uplink))
+        setting = Setting(
+            data.clients, train.cohort, train.rounds, seed, draw, bool(train.uplink), data.groups is not None
+        )
         self.server = train.topology.init(train.algorithm, params, setting)
         self.guard = train.privacy.init()
         self.rounds, self.releases, self.clock = 0, 0, 0.0

@@ -80,8 +80,8 @@ class Work(Protocol):
 
     def client_step(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> tuple[ClientState, Tree]:
         """One step. ``batch`` has ``x`` ``[batch, *shape]``, ``y`` ``[batch]`` and ``weight`` ``[batch]``, which is 0
-        on padding and 1 elsewhere. Tensors in, tensors out: no Python branch on a tensor's value. The metrics are
-        scalars, among them ``loss``."""
+        on padding and 1 elsewhere; in training also ``group`` ``[batch]`` where the data have groups. Tensors in,
+        tensors out: no Python branch on a tensor's value. The metrics are scalars, among them ``loss``."""
 
     def client_final(self, shared: Tree, state: ClientState) -> tuple[Tree, Tree]:
         """``(upload, memory)``: what it sends, and what it keeps."""
@@ -146,7 +146,7 @@ class Setting(NamedTuple):
     """What a method may know of the run it is part of.
 
     ``draw`` gives other weights for the same network, by number, each as random as those that the run starts from;
-    ``coded`` says whether uploads pass codecs.
+    ``coded`` says whether uploads pass codecs, ``grouped`` whether the samples have groups.
     """
 
     clients: int
@@ -155,6 +155,7 @@ class Setting(NamedTuple):
     seed: int = 0
     draw: Callable[[int], Tree] | None = None
     coded: bool = False
+    grouped: bool = False
 
 
 def rebased(upload: Tree, broadcast: Tree, by: int) -> Tree:

@@ -138,7 +138,8 @@ class Program:
         self.device = torch.device(blueprint.plan.device)
         self.network = models.build(blueprint.model, data.meta.shape, data.meta.classes, blueprint.seed)
         self.network.module.to(self.device)
-        self.x, self.y = _borrow(data.x).to(self.device), _borrow(data.y).to(self.device)
+        arrays = {"x": data.x, "y": data.y} | ({} if data.groups is None else {"group": data.groups})
+        self.samples = {name: _borrow(values).to(self.device) for name, values in arrays.items()}
         self.stages: dict[tuple[Work, tuple, tuple], Stages] = {}
 
     @torch.no_grad()
@@ -174,9 +175,9 @@ class Program:
         )
 
     def batch(self, rows: Tensor) -> Tree:
-        """The batch at ``rows`` ``[..., batch]``: ``x``, ``y``, and ``weight`` 0 on padding."""
+        """The batch at ``rows`` ``[..., batch]``: ``x``, ``y``, ``group`` if there are any, and ``weight`` 0 on padding."""
         there = rows.clamp(min=0)
-        return {"x": self.x[there], "y": self.y[there], "weight": (rows >= 0).float()}
+        return {name: values[there] for name, values in self.samples.items()} | {"weight": (rows >= 0).float()}
 
     def _rows(self, clients: np.ndarray, positions: np.ndarray) -> Tensor:
         """Rows of the data at ``positions`` of ``clients``, -1 where none; int64 ``[clients, steps, batch]``."""
