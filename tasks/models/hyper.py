@@ -20,8 +20,8 @@ class HyperNetwork(nn.Module):
     z = relu(W v + b),   each parameter tensor k of the extractor = W_k z + b_k
 
     Parameters of its own: ``embedding`` v, ``hidden`` (W, b), ``heads`` (W_k, b_k), and ``classifier``, the last layer.
-    At the start b_k = 0 and W_k z is as large as the tensor's ordinary initial value, so that training starts as well as
-    it would without a hypernetwork, and what is generated says nothing of another client's.
+    At the start b_k = 0 and W_k z is as large as the tensor's ordinary initial value, so that training starts as well
+    as it would without a hypernetwork, and what is generated says nothing of another client's.
     """
 
     def __init__(self, body: nn.Sequential, embedding: int, hidden: int):

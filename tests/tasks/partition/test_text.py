@@ -67,7 +67,7 @@ def test_what_cannot_be_read_is_refused(tmp_path):
 def test_what_cannot_take_the_kind_of_samples_is_refused_before_anything_runs():
     with pytest.raises(ParamsRefused, match="dataset 'text' has text data; use transformer, custom"):
         build({"partition": {"dataset": {"name": "text", "path": "x.txt"}}})
-    with pytest.raises(ParamsRefused, match="model.name = 'transformer': dataset 'digits' has image data"):
+    with pytest.raises(ParamsRefused, match=r"model\.name = 'transformer': dataset 'digits' has image data"):
         build({"model": {"name": "transformer"}})
     wine = {"dataset": {"name": "wine"}, "skew": {"name": "rotation"}, "clients": 10}
     with pytest.raises(ParamsRefused) as refused:
