@@ -175,7 +175,7 @@ class Program:
         )
 
     def batch(self, rows: Tensor) -> Tree:
-        """The batch at ``rows`` ``[..., batch]``: ``x``, ``y``, ``group`` if there are any, and ``weight`` 0 on padding."""
+        """The batch at ``rows`` ``[..., batch]``: ``x``, ``y``, ``group`` if there is one, ``weight`` 0 on padding."""
         there = rows.clamp(min=0)
         return {name: values[there] for name, values in self.samples.items()} | {"weight": (rows >= 0).float()}
 
