@@ -33,8 +33,13 @@ class Outputs:
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
-        """The rows of the training, one a round; of a run with a budget, those within it."""
-        rows = read_lines(self.folder / "artifacts" / "train" / "history.jsonl")
+        """The rows of the training, one a round, each with what the method told of its state, null where it told
+        nothing; of a run with a budget, those within it."""
+        train = self.folder / "artifacts" / "train"
+        rows, state = read_lines(train / "history.jsonl"), train / "diagnostics.jsonl"
+        if told := {row["round"]: row for row in read_lines(state)} if state.exists() else {}:
+            nothing = dict.fromkeys(name for row in told.values() for name in row)
+            rows = [nothing | told.get(row["round"], {}) | row for row in rows]
         limit = self.budget.amount
         return rows if limit is None else [row for row in rows if spent(row, self.budget.of) <= limit]
 
@@ -122,7 +127,9 @@ class Final(Metric):
     """A column of the history at the end, or at a round: a statistic of its last values, the last alone by default."""
 
     name: Literal["final"] = "final"
-    column: str = Field(description="column of artifacts/train/history.jsonl, such as test_accuracy or epsilon")
+    column: str = Field(
+        description="column of artifacts/train/history.jsonl or diagnostics.jsonl: test_accuracy, epsilon"
+    )
     last: int = Field(1, ge=1, description="how many of the last values")
     statistic: Literal["mean", "min", "max", "std"] = Field("mean", description="what is taken of them")
     round: int | None = Field(None, ge=1, description="the round at which to look; null: the last")
@@ -139,7 +146,9 @@ class Reach(Metric):
     """How much was spent when a column first reached a level; infinite where it never did."""
 
     name: Literal["reach"] = "reach"
-    column: str = Field(description="column of artifacts/train/history.jsonl, such as test_accuracy")
+    column: str = Field(
+        description="column of artifacts/train/history.jsonl or diagnostics.jsonl, such as test_accuracy"
+    )
     level: float = Field(description="the level")
     direction: Literal["up", "down"] = Field("up", description="whether the column has to rise or to fall to the level")
     of: Measure = Field("rounds", description="what is counted until then")

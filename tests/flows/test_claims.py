@@ -151,6 +151,16 @@ def test_metrics_are_read_off_the_history(run):
     assert Leakage().read(outputs) == 21.5
 
 
+def test_what_a_method_told_of_its_state_is_read_like_the_history(run):
+    told = [{"round": 0, "spread": 9.0}, {"round": 2, "spread": 0.5}, {"round": 4, "spread": 0.7, "other": 1.0}]
+    write_lines(run / "artifacts" / "train" / "diagnostics.jsonl", told)
+    outputs = Outputs(run, NO_BUDGET)
+    assert Final(column="spread").read(outputs) == 0.7
+    assert Final(column="spread", last=99, statistic="min").read(outputs) == 0.5
+    assert Reach(column="other", level=1.0).read(outputs) == 4
+    assert Final(column="test_accuracy").read(outputs) == 0.6
+
+
 @pytest.mark.parametrize(
     ("metric", "said"),
     [
