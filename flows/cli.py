@@ -1,5 +1,6 @@
 """The command line: ``fedloom run | list | show | replicate | serve | report | doctor | validate | schema``."""
 
+import inspect
 import json
 import os
 import webbrowser
@@ -25,7 +26,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Refused as refused:
-            errors.print(f"[red]error:[/] {escape(str(refused))}", highlight=False)
+            errors.print(f"[red]error:[/] {escape(str(refused))}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("[red]stopped[/]")
@@ -100,7 +101,7 @@ def _flow(parameters: dict[str, Any], url: str) -> dict[str, Any]:
             finally:
                 drain()
     except StageFailed as failed:
-        errors.print(f"[red]error:[/] {escape(str(failed))}", highlight=False)
+        errors.print(f"[red]error:[/] {escape(str(failed))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 
@@ -153,7 +154,7 @@ def show(
         raise Refused("method", method, f"unknown{nearest(method, sorted({*names, *pipelines}))}")
     for place, cls in found:
         out.print(f"[bold]{method}[/] · {place}\n")
-        out.print((cls.__doc__ or "").strip(), markup=False, highlight=False)
+        out.print(inspect.cleandoc(cls.__doc__ or "") + "\n", markup=False, highlight=False, soft_wrap=True)
         out.print(_fields(cls))
     if method in pipelines:
         out.print(f"[bold]{method}[/] · pipelines.yaml\n")
@@ -340,7 +341,8 @@ def _newest(main: Path) -> Path | None:
 def _where(report_: Path | None) -> None:
     if report_ is not None:
         out.print(f"Report: {report_}", soft_wrap=True, highlight=False)
-    out.print("Prefect UI: `make prefect` · MLflow UI: `make mlflow` · DVC: `dvc exp show`, `dvc metrics diff`")
+    uis = "Prefect UI: `make prefect` · MLflow UI: `make mlflow` · DVC: `dvc exp show`, `dvc metrics diff`"
+    out.print(uis, soft_wrap=True, highlight=False)
 
 
 def _summarise(result: dict[str, Any], main: Path) -> None:
@@ -360,34 +362,16 @@ def _summary(method: type[Config]) -> str:
 
 
 def _fields(method: type[Config]) -> Table:
-    """The hyperparameters of a method: default, bounds and meaning."""
+    """The hyperparameters of a method: default, bounds and meaning, as in docs/parameters.md."""
+    from flows.reference import allowed, default
+
     table = Table("parameter", "default", "allowed", "what it is", box=None, pad_edge=False)
     properties = method.model_json_schema()["properties"]
     for name, field in method.model_fields.items():
         if name != "name":
-            default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
-            table.add_row(name, escape(default), escape(_allowed(properties[name])), escape(field.description or ""))
+            cells = default(field), allowed(properties[name]), field.description or ""
+            table.add_row(name, *(escape(cell.replace("`", "")) for cell in cells))
     return table
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Config):
-        return str(value.model_dump(mode="json", exclude_defaults=True) or getattr(value, "name", "{}"))
-    return json.dumps(value, default=str)
-
-
-def _allowed(schema_: dict[str, Any]) -> str:
-    """The bounds of a field, as its JSON schema has them."""
-    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    kinds = [option.get("type") or json.dumps(option.get("const", "...")) for option in schema_.get("anyOf", [schema_])]
-    bounds = [
-        f"{sign} {option[key]:g}"
-        for option in schema_.get("anyOf", [schema_])
-        for key, sign in signs.items()
-        if key in option
-    ]
-    choices = [json.dumps(choice) for choice in schema_.get("enum", [])]
-    return ", ".join(bounds or choices or [kind for kind in kinds if kind != '"..."'])
 
 
 if __name__ == "__main__":

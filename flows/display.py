@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of a flow: bars for progress, a quiet line for everything else that a stage says."""
+"""What a person sees of a flow: bars for progress at a terminal, lines in a log, and what else a stage says."""
 
 import logging
 from types import TracebackType
@@ -14,8 +14,11 @@ SILENT = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
 NOISE = (
     "Beginning ", "Finished in state", "Created task run", "Encountered exception", "Task run failed", "View at ",
     "Running stage ", "> python ", "Generating lock file", "Updating lock file", "Use `dvc push`",
+    "Successfully registered model", "Registered model ", "Created version ",
 )  # fmt: skip
-"""How lines of Prefect and DVC begin that say nothing which the stages and the summary do not."""
+"""How lines of Prefect, DVC and MLflow begin that say nothing which the stages and the summary do not."""
+REFUSED = "error: "
+"""How a stage begins to say why it ends; what follows is the error with which the run ends, and is shown there."""
 LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 
 
@@ -28,12 +31,14 @@ class Display(logging.Handler):
         columns = (TextColumn("[bold]{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bars = Progress(*columns, TextColumn("[dim]{task.fields[rest]}"), console=console)
         self.known: dict[tuple[str, str], TaskID] = {}
+        self.refused = False
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
-        if line.startswith(NOISE):
+        self.refused |= line.startswith(REFUSED)
+        if self.refused or line.startswith(NOISE):
             return
-        step = progress.parse(line)
+        step = progress.parse(line) if self.bars.console.is_terminal else None
         if step is None:
             who = getattr(record, "task_run_name", None) or "fedloom"
             style = "red" if record.levelno >= logging.ERROR else "dim"
@@ -47,7 +52,8 @@ class Display(logging.Handler):
     def __enter__(self) -> Self:
         for name in LOGGERS:
             logging.getLogger(name).addHandler(self)
-        self.bars.start()
+        if self.bars.console.is_terminal:
+            self.bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):

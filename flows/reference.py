@@ -78,8 +78,8 @@ def _knobs(cls: type[Config]) -> str:
     """The hyperparameters that a method brings with it, with their defaults; those of its base only where changed."""
     bases = [base for base in cls.__mro__[1:] if issubclass(base, Config) and "name" in base.model_fields]
     base = next((base for base in bases if not base.model_fields["name"].is_required()), None)
-    inherited = {name: _default(field) for name, field in base.model_fields.items()} if base else {}
-    own = {name: _default(field) for name, field in cls.model_fields.items() if name != "name"}
+    inherited = {name: default(field) for name, field in base.model_fields.items()} if base else {}
+    own = {name: default(field) for name, field in cls.model_fields.items() if name != "name"}
     listed = [f"`{name}` {default}" for name, default in own.items() if inherited.get(name) != default]
     return ", ".join(listed + [f"the rest as in `{_name(base)}`"] if base else listed)
 
@@ -125,7 +125,7 @@ def _table(cls: type[BaseModel]) -> str:
     """The fields of ``cls`` but its name; nothing where there are none."""
     properties = cls.model_json_schema()["properties"]
     rows = [
-        [f"`{name}`", _default(field), _allowed(properties[name]), field.description or _summary(field)]
+        [f"`{name}`", default(field), allowed(properties[name]), field.description or _summary(field)]
         for name, field in cls.model_fields.items()
         if name != "name"
     ]
@@ -140,7 +140,7 @@ def _summary(field: FieldInfo) -> str:
     return " ".join((field.annotation.__doc__ or "").strip().split("\n\n")[0].split())
 
 
-def _default(field: FieldInfo) -> str:
+def default(field: FieldInfo) -> str:
     return "required" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
 
 
@@ -161,14 +161,14 @@ def _yaml(value: Any) -> str:
 SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
-def _allowed(schema: dict[str, Any]) -> str:
+def allowed(schema: dict[str, Any]) -> str:
     """What a field takes, in words, from its JSON schema."""
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_allowed(option) for option in schema["anyOf"]))
+        return " or ".join(dict.fromkeys(allowed(option) for option in schema["anyOf"]))
     if "enum" in schema or "const" in schema:
         return " or ".join(f"`{_yaml(choice)}`" for choice in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":
-        inner = _allowed(schema["items"]) if "items" in schema else "nothing"
+        inner = allowed(schema["items"]) if "items" in schema else "nothing"
         return "an empty list" if inner == "nothing" else f"list of {inner}"
     if "discriminator" in schema or "oneOf" in schema:
         return "a method"
