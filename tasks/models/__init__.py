@@ -12,10 +12,11 @@ from tasks.models.network import Network, score
 from tasks.models.prenorm import PreNorm
 from tasks.models.start import Fresh, load
 from tasks.models.vit import ViT
+from tasks.tree import Tree
 
 Model = one_of(Logistic, MLP, CNN, ConvNet, ResNet, PreNorm, ViT, Transformer, Hyper, Custom)
 
-__all__ = ["Model", "Network", "build", "score"]
+__all__ = ["Model", "Network", "build", "redrawn", "score"]
 
 
 def build(model: Model, shape: tuple[int, ...], classes: int, seed: int) -> Network:
@@ -29,6 +30,11 @@ def build(model: Model, shape: tuple[int, ...], classes: int, seed: int) -> Netw
         keeps = None if isinstance(model.start, Fresh) else head(module)
         loaded = load(model.start, module, recipe, tuple(shape), keeps)
         return Network(module, model.adapter.fit(module), loaded)
+
+
+def redrawn(model: Model, shape: tuple[int, ...], classes: int, seed: int, number: int) -> Tree:
+    """Weights for the network of :func:`build` that are as random as its own, others for every ``number``."""
+    return build(model, shape, classes, derive(seed, "redrawn", number)).parameters
 
 
 def _xavier(module: torch.nn.Module) -> None:

@@ -72,9 +72,10 @@ class Run:
         self.personal = Personal(network, data)
         self.recorder = Recorder(checkpoints.transcript)
         start = params.train.seed_model.parameters(network, data, params.seed)
+        draw = partial(models.redrawn, params.model, data.meta.shape, data.meta.classes, params.seed)
         self.coordinator = Coordinator(
             params.train, plan, params.seed, data, start, workers, self.recorder,
-            checkpoints.memories, recorded_rounds(params.train), self.may_end_at, partial(redrawn, params, data),
+            checkpoints.memories, recorded_rounds(params.train), self.may_end_at, draw,
         )  # fmt: skip
         self.history: list[dict] = []
         self.timings: list[dict] = []
@@ -238,12 +239,6 @@ class Personal:
             own += validation(model, "own").values()
         accuracies = {"test": test[1::2], "validation": own[1::2]}
         return {f"personal_{name}_accuracy": float(np.mean(found)) for name, found in accuracies.items() if found}
-
-
-def redrawn(params: Params, data: Federation, number: int) -> Tree:
-    """Weights for the network as random as its first ones, others for every ``number``."""
-    seed = keys.derive(params.seed, "redrawn", number)
-    return models.build(params.model, data.meta.shape, data.meta.classes, seed).parameters
 
 
 def recorded_rounds(train: TrainSettings) -> frozenset[int]:

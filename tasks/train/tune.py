@@ -4,6 +4,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,8 +65,9 @@ def _measure(params: Params, data: Federation, network: models.Network, plan: Pl
     ):
         folder = Path(scratch)
         coordinator = Coordinator(
-            params.train, plan, params.seed, data, network.parameters, hired, Recorder(folder / "transcript"), folder
-        )
+            params.train, plan, params.seed, data, network.parameters, hired, Recorder(folder / "transcript"), folder,
+            draw=partial(models.redrawn, params.model, data.meta.shape, data.meta.classes, params.seed),
+        )  # fmt: skip
         steps = params.train.schedule.run(coordinator)
         next(steps)
         first = time.perf_counter() - begun
