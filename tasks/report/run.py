@@ -72,6 +72,11 @@ class Run:
         return self._json("aggregate/evaluation.json")
 
     @cached_property
+    def fairness(self) -> dict[str, Any] | None:
+        """How alike the released model treats groups, where the data have such and two classes."""
+        return self._json("aggregate/fairness.json")
+
+    @cached_property
     def clients(self) -> dict[str, list[float | None]]:
         """The columns of the table of clients."""
         path = self.folder / "aggregate" / "clients.csv"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from tasks.report.diagnostics.clients import clients
 from tasks.report.diagnostics.data import data
+from tasks.report.diagnostics.fairness import fairness
 from tasks.report.diagnostics.findings import findings
 from tasks.report.diagnostics.gossip import gossip
 from tasks.report.diagnostics.leakage import leakage
@@ -24,6 +25,7 @@ DIAGNOSTICS: tuple[Callable[[Run], Panel | None], ...] = (
     learning,
     gossip,
     clients,
+    fairness,
     data,
     price,
     time,
