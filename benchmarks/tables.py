@@ -140,7 +140,7 @@ def speed_tables(results: dict) -> str:
     for name, workload in results["workloads"].items():
         about = f"cohort {workload['cohort']}, {workload['samples']:.3g} samples a client"
         parts += [f"**({name}) {workload['title']}**; {about}; accuracy after {workload['judged']} rounds."]
-        parts += [workload_table(workload), described(workload["machine"]), *plans(workload)]
+        parts += [workload_table(workload), described(workload["machine"]), *plans(workload), *failures(workload)]
     versions = {
         f"{library} {version}"
         for workload in results["workloads"].values()
@@ -149,6 +149,15 @@ def speed_tables(results: dict) -> str:
         if library != "plan"
     }
     return "\n\n".join([*parts, f"With {', '.join(sorted(versions))}."])
+
+
+def failures(workload: dict) -> list[str]:
+    """Why contenders have no figures."""
+    return [
+        f"{CONTENDERS[name].title} failed: {figures['failed']}"
+        for name, figures in workload["contenders"].items()
+        if "failed" in figures
+    ]
 
 
 def plans(workload: dict) -> list[str]:

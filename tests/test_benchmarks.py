@@ -139,6 +139,7 @@ def test_a_ratio_is_between_the_fastest_on_either_side_in_the_median_pass():
     # 10 clients in 0.06 s of 14 samples each; passes from 0.05 to 0.40 around 0.06.
     assert [cell.strip() for cell in row.split("|")[2:6]] == ["167", "2,333", "4.00", "± 292%"]
     assert "| Flower | failed |" in text
+    assert "Flower failed: no wheel" in text
     assert "25% of the cores" in text
     assert "| b | pfl-research | 4 | 2 | **no** |" in text
 
