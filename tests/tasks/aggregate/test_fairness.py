@@ -1,13 +1,16 @@
 """Partial information decomposition of disparities, and the frontier of what is attainable, against closed forms."""
 
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from tasks import params as schema
 from tasks.aggregate.fairness import Frontier, decompose, information
@@ -199,3 +202,13 @@ def test_without_a_grid_there_is_no_frontier(two_classes):
 def test_three_classes_are_not_assessed(trained):
     aggregate(settings_with(3), trained.parent, Tracker("aggregate"))
     assert not (trained.parent / "aggregate" / "fairness.json").exists()
+
+
+def test_the_examples_of_the_page_on_fairness_are_parameters():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "fairness.md").read_text()
+    blocks = [
+        YAML(typ="safe").load(text) for text in re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    ]
+    assert [next(iter(block)) for block in blocks] == ["aggregate", "partition", "train"]
+    for block in blocks:
+        schema.build({"model": {"name": "logistic"}} | block | {"train": block.get("train", {}) | {"cohort": 2}})
