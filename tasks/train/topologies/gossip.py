@@ -60,13 +60,13 @@ class Gossip(Config):
     def init(self, algorithm: Algorithm, params: Tree, setting: Setting) -> Tree:
         run = tree.part(algorithm.server_init(params, setting), "run")
         key, clients = self._key(setting.seed), range(setting.clients)
-        shared = tree.map(torch.clone, tree.repeat(params, setting.clients))
-        nodes = shared if self.start == "shared" else tree.stack(setting.draw(node) for node in clients)
+        shared = self.start == "shared"
+        nodes = tree.stack(params if shared else setting.draw(node) for node in clients)
         links = self._base(setting.clients, key)
         state = tree.join(nodes=nodes, run=run) | {"links": links, "key": torch.tensor(key)}
         if setting.coded:
-            # What everybody knows of a node before its first message: the common start, or nothing.
-            state |= tree.join(public=shared if self.start == "shared" else tree.zeros_like(nodes))
+            # What everybody knows of a node before its first message: starts follow from a seed, which is no secret.
+            state |= tree.join(public=nodes)
         if not self.graph.changes and (self.buffer > 1 or setting.cohort < setting.clients):
             state |= tree.join(heard=tree.map(torch.zeros_like, self.sums(nodes, links, links.double())))
         return state
@@ -181,8 +181,8 @@ class Gossip(Config):
                 )
             elif self.graph.changes and codec.feeds_back:
                 yield (
-                    f"train.uplink[{i}].error_feedback = True: links that change carry the model itself, so what one "
-                    "message lost must not be added to the next; set it to false"
+                    f"train.uplink[{i}].error_feedback = True: on links that change a message is all that changed since "
+                    "the start, so what one lost must not be added to the next; set it to false"
                 )
 
     def _waits(self, train: "TrainSettings", clients: int) -> Iterator[str]:
