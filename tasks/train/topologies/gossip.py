@@ -181,8 +181,8 @@ class Gossip(Config):
                 )
             elif self.graph.changes and codec.feeds_back:
                 yield (
-                    f"train.uplink[{i}].error_feedback = True: on links that change a message is all that changed since "
-                    "the start, so what one lost must not be added to the next; set it to false"
+                    f"train.uplink[{i}].error_feedback = True: on links that change a message is all that changed "
+                    "since the start, so what one lost must not be added to the next; set it to false"
                 )
 
     def _waits(self, train: "TrainSettings", clients: int) -> Iterator[str]:
