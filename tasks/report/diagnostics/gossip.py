@@ -9,11 +9,12 @@ from tasks.report.amounts import count, number, percent
 from tasks.report.figures import COLOURS, Line, lines, svg
 from tasks.report.page import Block, Figure, Panel, Row, Text
 from tasks.report.run import Run
-from tasks.train.topologies import Gossip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
+
+    from tasks.train.topologies import Gossip
 
 MOST_LINKS, MOST_ROUNDS = 400, 200
 """Above these the graph of the links is not drawn, or of the first rounds alone."""
@@ -22,7 +23,8 @@ MOST_LINKS, MOST_ROUNDS = 400, 200
 def gossip(run: Run) -> Panel | None:
     """The graph, the agreement of the nodes, the variance of their weights, and the gain of a merge."""
     topology = run.params.train.topology
-    if not (isinstance(topology, Gossip) and run.diagnostics and run.history):
+    # By what it has: to import the topologies would make all code of the training a dependency of the page.
+    if not (hasattr(topology, "graph") and run.diagnostics and run.history):
         return None
     figures = [figure for figure in (_graph(run, topology), _merge(run), _distance(run), _variance(run)) if figure]
     blocks: list[Block] = [Text(_summary(run)), Row(figures)]
