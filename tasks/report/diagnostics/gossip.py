@@ -82,7 +82,7 @@ def _variance(run: Run) -> Figure | None:
     return Figure(drawing, "Variance of weights within a tensor, mean over nodes: what averaging takes of it.")
 
 
-def _graph(run: Run, topology: Gossip) -> Figure | None:
+def _graph(run: Run, topology: "Gossip") -> Figure | None:
     clients, rounds = run.params.partition.clients, run.params.train.rounds
     drawn = list(zip(range(MOST_ROUNDS), topology.drawn(clients, run.params.seed, rounds), strict=False))
     shares = sum(links.double() for _, links in drawn) / len(drawn)
