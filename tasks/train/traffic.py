@@ -85,4 +85,4 @@ class Traffic:
     def fleet(self) -> Fleet:
         """The clients at the start of the run."""
         train = self.train
-        return Fleet(self.weights, self.seconds, train.cohort, self.draw, train.rounds, train.seconds)
+        return Fleet(self.weights, self.seconds, train.cohort, train.rounds, train.seconds, self.draw)

@@ -72,8 +72,8 @@ class Fleet:
     weights : of the clients in the objective, times any constant, ``[clients]``: p_i in the papers.
     pace : how long flights take.
     cohort : clients at work at a time.
-    draw : ``draw(idle, count, number)`` picks ``count`` of the ``idle`` clients, for flights from ``number`` on.
     rounds, seconds : the run ends with this step, or with the first one at these seconds or later.
+    draw : ``draw(idle, count, number)`` picks ``count`` of the ``idle`` clients, for flights from ``number`` on.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class Fleet:
         weights: np.ndarray,
         pace: Pace,
         cohort: int,
-        draw: Callable[[np.ndarray, int, int], np.ndarray] = lambda idle, count, number: idle[:count],
-        rounds: int | None = None,
+        rounds: int,
         seconds: float | None = None,
+        draw: Callable[[np.ndarray, int, int], np.ndarray] = lambda idle, count, number: idle[:count],
     ):
         self.weights, self.pace, self.cohort, self.draw = weights, pace, cohort, draw
-        self.rounds, self.seconds = rounds or math.inf, seconds or math.inf
+        self.rounds, self.seconds = rounds, seconds or math.inf
         self.now, self.version, self.launched = 0.0, 0, 0
         self.turns = np.zeros(len(weights), np.int64)
         self.busy = np.zeros(len(weights), bool)
@@ -95,14 +95,13 @@ class Fleet:
 
     def afresh(self) -> Self:
         """The same clients at the start of the run."""
-        return type(self)(self.weights, self.pace, self.cohort, self.draw, self.rounds, self.seconds)
+        return type(self)(self.weights, self.pace, self.cohort, self.rounds, self.seconds, self.draw)
 
     @cached_property
     def usual(self) -> np.ndarray:
         """Seconds of each client's work at its usual pace ``[clients]``: tau in the papers."""
         everyone = np.arange(len(self.weights))
-        late = 10**9 if self.rounds == math.inf else int(self.rounds)
-        return self.pace(everyone, np.zeros_like(everyone), late, [None] * len(everyone))
+        return self.pace(everyone, np.zeros_like(everyone), self.rounds, [None] * len(everyone))
 
     @property
     def everyone(self) -> bool:

@@ -19,6 +19,7 @@ from tasks.train.engine.plan import Plan, stacks
 from tasks.train.engine.program import Blueprint, Job, blank
 from tasks.train.engine.workers import RayWorkers
 from tasks.train.memory import ClientMemory
+from tasks.train.schedules import FedBuff
 from tasks.train.settings import TrainSettings
 from tasks.train.uplink import Chain, TopK
 from tasks.train.work import Batches, Setting
@@ -147,6 +148,13 @@ def test_the_number_of_workers_does_not_touch_a_bit(data):
     alone = everything(run(data, TRAIN, rounds=3, stack=2))
     for workers in (1, 2, 4):
         assert same(everything(run(data, TRAIN, rounds=3, stack=2, workers=workers)), alone)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_nor_does_it_where_stacks_mix_models_of_several_ages(data):
+    train = TRAIN.model_copy(update={"algorithm": FedAvg(batch_size=4), "schedule": FedBuff(restart="immediately")})
+    alone, spread = (everything(run(data, train, rounds=6, stack=2, workers=workers)) for workers in (0, 2))
+    assert same(alone, spread)
 
 
 def jobs_of(data, train: TrainSettings, shared: dict) -> list[Job]:
