@@ -353,6 +353,18 @@ def test_what_a_neighbour_reads_off_the_wire_is_what_the_node_goes_on_from(tmp_p
         torch.testing.assert_close(copies[name], value, rtol=1e-4, atol=1e-6)
 
 
+def test_a_message_that_nobody_hears_is_not_in_the_transcript(data, tmp_path):
+    """Sent by so many in a round as have somebody who hears them, whoever is looked at first."""
+    topology = Gossip(graph=RandomNeighbours(rate=Fixed(start=0.3)))
+    train = settings(topology, transcript=Recording(clients=NODES))
+    rounds = range(1, 7)
+    run(data, train, 6, recorded=tuple(rounds))
+    told = {(m.context.round, m.context.client) for m in Transcript.open(tmp_path / "transcript").messages}
+    heard = zip(rounds, topology.drawn(NODES, 3, 6), strict=True)
+    assert told == {(t, int(node)) for t, links in heard for node in links.any(0).nonzero()}
+    assert len(told) < 6 * NODES / 2
+
+
 @pytest.mark.parametrize("codec", [Quantize(bits=6), TopK(density=0.2)], ids=lambda codec: codec.name)
 def test_compressed_gossip_learns_what_gossip_learns(data, codec):
     def loss(uplink) -> float:
