@@ -187,7 +187,7 @@ class Coordinator:
                 size = result.bytes
                 memory.scatter(job.clients, result.memory)
                 residual.scatter(job.clients, result.residual)
-                self._record(job, shared, result.payloads, result.bytes, [self.rounds] * len(job.clients))
+                self._record(job, shared, result.payloads, result.bytes)
         answer = Answer(*(torch.cat(field) for field in zip(*answers, strict=True)))
         if keep:
             self._keep(jobs, shared, answer, each)
@@ -296,8 +296,7 @@ class Coordinator:
                 traffic.expect(result.bytes, traffic.up(flights[0].version))
                 kept = {"memory": result.memory, "residual": result.residual, "answer": result.answer}
                 self.flights.answer(flights, tree.join(upload=result.each, **kept))
-                rounds = [self._foreseen.recorded.get(flight.number, 0) for flight in flights]
-                self._record(job, shared, result.payloads, result.bytes, rounds)
+                self._record(job, shared, result.payloads, result.bytes, flights)
 
     def _job(self, flights: Sequence[Flight], alike: bool) -> Job:
         """The work of ``flights`` as one stack; each has its own broadcast unless they are all ``alike``."""
@@ -333,11 +332,13 @@ class Coordinator:
             self.flights.drop(step.flights)
             answer, each = Answer(**tree.part(answers, "answer")), tree.part(answers, "upload")
             weights, total = torch.from_numpy(step.weights).float() * answer.accepted, self.traffic.like
-            for group in map(torch.from_numpy, self._grouped(step.flights)):
-                weight = weights[group]
-                part = tree.map(lambda value, w=weight, g=group: torch.tensordot(w, value[g], 1), each)
+            # In the order of a round's stacks, so that where all arrive together the sums are a round's to the bit.
+            groups = [torch.from_numpy(group) for group in self._grouped(step.flights)]
+            for group in groups:
+                part = tree.map(lambda value, g=group: torch.tensordot(weights[g], value[g], 1), each)
                 total = tree.add(total, part)
-            self._book(answer, self.ledger.lr, 0, sum(self.traffic.up(flight.version) for flight in step.flights))
+            ordered = Answer(*(column[torch.cat(groups)] for column in answer))
+            self._book(ordered, self.ledger.lr, 0, sum(self.traffic.up(flight.version) for flight in step.flights))
             heaviest = float(step.weights.max())
             sums = Sums(total, {}, weights.sum(), int(answer.accepted.sum()), heaviest)
             noise = torch.tensor(keys.derive(self.seed, "noise", self.rounds, 0))
@@ -377,8 +378,8 @@ class Coordinator:
         """The clients of a recorded round whose messages are taken down."""
         return frozenset(self.train.transcript.choose(clients, self.data.sizes[clients]).tolist())
 
-    def _record(self, job: Job, shared: Tree, payloads: Tree, sent: int, rounds: Sequence[int]) -> None:
-        """Takes down those messages of ``job`` that are wanted, each in the one of ``rounds`` in which it arrives."""
+    def _record(self, job: Job, shared: Tree, payloads: Tree, sent: int, flights: Sequence[Flight] = ()) -> None:
+        """Takes down those messages of ``job`` that are wanted, of a round or of ``flights``."""
         if not job.record:
             return
         positions, counts = job.order(self.seed, self.data.sizes[job.clients])
@@ -391,12 +392,13 @@ class Coordinator:
             used, order = np.unique(positions[i][:steps], return_inverse=True)
             skipped = int(used[0] < 0)
             private = self.data.train(client)[used[skipped:]]
-            context = Context(rounds[i], client, len(private), steps, passes, batches.size, lr, sent)
-            if job.turns is not None:
-                context = replace(context, turn=int(job.turns[i]), sent_in=job.round)
+            context = Context(self.rounds, client, len(private), steps, passes, batches.size, lr, sent)
+            if flights:
+                number, turn, version = flights[i].number, flights[i].turn, flights[i].version
+                context = replace(context, round=self._foreseen.recorded[number], turn=turn, sent_in=version + 1)
                 own = shared | own
                 self.recorder.template(job.like)
-                self.recorder.broadcast(rounds[i], {})
+                self.recorder.broadcast(context.round, {})
             batch = {"x": torch.from_numpy(self.data.x[private]), "y": torch.from_numpy(self.data.y[private])}
             batch["order"] = torch.from_numpy(order.reshape(steps, -1) - skipped)
             self.recorder.message(context, tree.take(payloads, row), own, batch)
