@@ -79,15 +79,12 @@ class Run:
     @cached_property
     def clients(self) -> dict[str, list[float | None]]:
         """The columns of the table of clients."""
-        path = self.folder / "aggregate" / "clients.csv"
-        if not path.exists():
-            return {}
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        try:
-            return {n: [float(row[n]) if row[n] else None for row in rows] for n in (rows[0] if rows else ())}
-        except (TypeError, ValueError) as error:
-            raise Damaged(path, f"has an incomplete row ({error})") from None
+        return self._columns("aggregate/clients.csv")
+
+    @cached_property
+    def arrivals(self) -> dict[str, list[float | None]]:
+        """The columns of the log of arrivals, where clients did not work in rounds."""
+        return self._columns("train/schedule.csv")
 
     @cached_property
     def leakage(self) -> dict[str, Any] | None:
@@ -130,6 +127,17 @@ class Run:
             return None
         kind = {".png": "image/png", ".svg": "image/svg+xml"}[file.suffix]
         return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+    def _columns(self, name: str) -> dict[str, list[float | None]]:
+        path = self.folder / name
+        if not path.exists():
+            return {}
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        try:
+            return {n: [float(row[n]) if row[n] != "" else None for row in rows] for n in (rows[0] if rows else ())}
+        except (TypeError, ValueError) as error:
+            raise Damaged(path, f"has an incomplete row ({error})") from None
 
     def _json(self, path: str) -> Any:
         return read_json(self.folder / path) if (self.folder / path).exists() else None

@@ -14,6 +14,7 @@ from tasks.report.diagnostics.membership import membership
 from tasks.report.diagnostics.price import price
 from tasks.report.diagnostics.reading import reading
 from tasks.report.diagnostics.rejected import rejected
+from tasks.report.diagnostics.schedule import schedule
 from tasks.report.diagnostics.setup import setup
 from tasks.report.diagnostics.time import time
 from tasks.report.page import Panel
@@ -24,6 +25,7 @@ DIAGNOSTICS: tuple[Callable[[Run], Panel | None], ...] = (
     setup,
     learning,
     gossip,
+    schedule,
     clients,
     fairness,
     data,

@@ -29,8 +29,7 @@ def review(steps: Sequence[Step], weights: np.ndarray, cohort: int) -> dict[str,
     """A schedule in a few numbers.
 
     ``schedule_bias`` says how far the objective that it minimises is from the one that was meant, whose ``weights`` are
-    p_i up to a constant: max_i |d_i f_i - p_i|, where d_i f_i is the weight that client i had in the mean over the
-    steps. ``idle`` is the share of the time in which the ``cohort`` clients that should be at work were not.
+    p_i up to a constant. ``idle`` is the share of the time in which the ``cohort`` clients that should be at work were not.
     """
     ages = np.concatenate([step.staleness for step in steps]) if steps else np.zeros(0)
     end = steps[-1].seconds if steps else 0.0
@@ -44,7 +43,7 @@ def review(steps: Sequence[Step], weights: np.ndarray, cohort: int) -> dict[str,
 
 
 def bias(steps: Sequence[Step], weights: np.ndarray) -> float:
-    """max_i |d_i f_i - p_i|.
+    """max_i |d_i f_i - p_i|, where d_i f_i is the share that client i had of all weight that was given.
 
     Source: Fraboni et al., "A General Theory for Federated Optimization with Asynchronous and Heterogeneous Clients
     Updates", JMLR 24, 2023: a schedule minimises sum_i d_i f_i L_i.
@@ -52,4 +51,4 @@ def bias(steps: Sequence[Step], weights: np.ndarray) -> float:
     given = np.zeros(len(weights))
     for step in steps:
         np.add.at(given, [flight.client for flight in step.flights], step.weights / step.over)
-    return float(np.abs(given / max(len(steps), 1) - weights / weights.sum()).max())
+    return float(np.abs(given / (given.sum() or 1.0) - weights / weights.sum()).max())
