@@ -52,8 +52,8 @@ def _words(run: Run) -> str:
     )
     heard, clients = count(len(set(run.arrivals["client"])), "client"), run.params.partition.clients
     return (
-        f"The server did not wait for all: it heard {heard} of {clients:,}, each when it was ready. Of the weight in all "
-        f"steps a client had {percent(bias)} more or less than its share at most, where a share is {percent(fair)} in "
+        f"The server did not wait for all: it heard {heard} of {clients:,}, each when it was ready. Of all weight "
+        f"a client had {percent(bias)} more or less than its share at most, where a share is {percent(fair)} in "
         f"the mean. {verdict}: a schedule minimises the clients' losses with the weights that they had in the end, "
         "discounts of old uploads included."
     )

@@ -29,7 +29,8 @@ def review(steps: Sequence[Step], weights: np.ndarray, cohort: int) -> dict[str,
     """A schedule in a few numbers.
 
     ``schedule_bias`` says how far the objective that it minimises is from the one that was meant, whose ``weights`` are
-    p_i up to a constant. ``idle`` is the share of the time in which the ``cohort`` clients that should be at work were not.
+    p_i up to a constant. ``idle`` is the share of the time in which those ``cohort`` clients that should be at
+    work were not.
     """
     ages = np.concatenate([step.staleness for step in steps]) if steps else np.zeros(0)
     end = steps[-1].seconds if steps else 0.0
