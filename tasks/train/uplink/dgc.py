@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from tasks import tree
 from tasks.train.uplink.codec import Codec, Momenta
-from tasks.train.uplink.sparse import Sparse, narrow, scatter, widen
+from tasks.train.uplink.sparse import Thinned, narrow, scatter, widen
 from tasks.tree import Tree
 
 
-class DeepGradientCompression(Codec):
+class DeepGradientCompression(Thinned):
     """Adds uploads up under a momentum of the client's own, and sends of each tensor the few entries that grew largest.
 
     u <- m u + g                    (Nesterov: u <- m (u + g), and u + g in place of u below)
@@ -41,23 +41,14 @@ class DeepGradientCompression(Codec):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the uploads (m)")
     nesterov: bool = Field(False, description="Nesterov's momentum in place of the heavy ball's")
     momentum_masking: bool = Field(True, description="forget the momentum of an entry that was sent")
-    warmup: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (0.25, 0.0625, 0.015625, 0.004), description="densities of the warm-up, each for an equal part of its rounds"
-    )
     warmup_rounds: int = Field(4, ge=0, description="rounds of warm-up, 5 to 20 % of the run")
     dense_below: int = Field(2, ge=0, description="tensors of fewer dimensions than this are sent whole")
 
-    def at(self, round_: int) -> "DeepGradientCompression":
-        if round_ > self.warmup_rounds or not self.warmup:
-            return self
-        return self.model_copy(update={"density": self.warmup[(round_ - 1) * len(self.warmup) // self.warmup_rounds]})
-
     def kept(self, entries: int) -> int:
-        """How many of ``entries`` entries cross the wire."""
         return max(1, math.ceil(self.density * entries - 1e-9))  # the product of, say, 0.07 and 100 is above 7
 
     def memory(self, like: Tree) -> Tree:
-        return tree.join(velocity=tree.zeros_like(like), waiting=tree.zeros_like(self._sparse(like)))
+        return tree.join(velocity=tree.zeros_like(like), waiting=tree.zeros_like(self.split(like)[0]))
 
     def recall(self, upload: Tree, memory: Tree) -> tuple[Tree, Tree]:
         velocity, waiting = tree.part(memory, "velocity"), tree.part(memory, "waiting")
@@ -70,7 +61,7 @@ class DeepGradientCompression(Codec):
         return step | waiting, tree.join(velocity=velocity, waiting=waiting)
 
     def encode(self, values: Tree, key: Tensor) -> tuple[Tree, Tree]:
-        flat = tree.map(lambda v: v.reshape(-1), self._sparse(values))
+        flat = tree.map(lambda v: v.reshape(-1), self.split(values)[0])
         index = tree.map(lambda v: v.abs().topk(self.kept(v.numel())).indices.sort().values, flat)
         carried = values | tree.map(lambda v, i: v.gather(0, i), flat, index)
         return carried, tree.map(lambda i, v: narrow(i, v.numel()), index, flat)
@@ -92,14 +83,6 @@ class DeepGradientCompression(Codec):
             yield f"has the run's momentum already; set that of train.algorithm.server, {momenta.server:g}, to 0"
         if self.momentum and momenta.decay:
             yield f"would give weight decay momentum too; set train.algorithm.weight_decay = {momenta.decay:g} to 0"
-        if scattered := [codec.name for codec in before if isinstance(codec, Sparse | DeepGradientCompression)]:
+        if scattered := [codec.name for codec in before if isinstance(codec, Thinned)]:
             yield f"cannot follow {scattered[0]!r}, which sends other entries each time: there is nothing to add up"
-        if self.warmup_rounds and (remembers := [codec.name for codec in after if codec.feeds_back]):
-            yield (
-                f"sends fewer entries after its warm-up, so {remembers[0]!r} behind it cannot remember an error for "
-                "each; set warmup_rounds or that codec's error_feedback off"
-            )
-
-    def _sparse(self, values: Tree) -> Tree:
-        """Those tensors that are not sent whole."""
-        return {name: value for name, value in values.items() if value.dim() >= self.dense_below}
+        yield from super().conflicts(before, after, momenta)

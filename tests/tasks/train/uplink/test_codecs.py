@@ -176,6 +176,15 @@ def test_topk_is_the_naive_choice_and_a_contraction(entries, density):
     assert lost <= (1 - k / len(u)) * float(u.double().square().sum()) * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("codec", [TopK(density=0.01), RandomK(density=0.01)])
+def test_a_sparsifier_can_begin_with_more_entries(codec):
+    assert codec.at(1) == codec
+    warming = codec.model_copy(update={"warmup": (0.5, 0.1), "warmup_rounds": 6})
+    values = {"u": torch.randn(1000, generator=torch.Generator().manual_seed(0))}
+    sent = [int((trip(warming.at(round_), values)["u"] != 0).sum()) for round_ in (1, 3, 4, 6, 7, 100)]
+    assert sent == [500, 500, 100, 100, 10, 10]
+
+
 @pytest.mark.parametrize("codec", [TopK(dense_below=2), TopK(dense_below=2, scope="upload"), RandomK(dense_below=2)])
 def test_tensors_of_few_dimensions_can_be_sent_whole(codec):
     values = tree.take(uploads(), 0)
