@@ -23,12 +23,16 @@ ROOT = Path("artifacts")
 """Where the stages of a run keep their outputs, relative to the folder of ``dvc.yaml``."""
 
 
+STAGES = ("partition", "train", "aggregate", "attack", "report")
+
+
 class Damaged(Refused):
     """A file that is missing, truncated or not what it should be."""
 
     def __init__(self, path: Path, problem: str):
-        stage = path.parts[1] if path.parts[:1] == ROOT.parts and len(path.parts) > 1 else "the stage that wrote it"
-        super().__init__(str(path), None, problem, f"Remove it and run {stage} again: `dvc repro -f -s {stage}`")
+        stage = next((part for part in reversed(path.parts[:-1]) if part in STAGES), None)
+        again = f"run {stage} again: `dvc repro -f -s {stage}`" if stage else "run the stage that wrote it again"
+        super().__init__(str(path), None, problem, f"Remove it and {again}" if path.exists() else again.capitalize())
 
 
 @contextlib.contextmanager

@@ -116,6 +116,7 @@ def _watch(case: Case, x: Tensor | None = None) -> tuple[list[_Call], Tensor, Te
     hooks = [watched(name, module) for name, module in layers]
     try:
         x = case.noise(2, "layers") if x is None else x
+        x = x.to(next(iter(case.model.values())).dtype) if x.is_floating_point() else x
         out = case.network.apply(case.model, x)
     finally:
         for hook in hooks:

@@ -258,7 +258,8 @@ def summary(results: list[dict], membership: list[dict]) -> dict:
     """The few numbers by which the stage is judged.
 
     ``messages``: the worst leak of any recorded message, behind each defence; ``attacks``: what each attack got out of
-    all messages together, behind each defence, and the share of clients that declined.
+    all messages together, behind each defence, and the share of clients that declined; ``together``: the same of all
+    attacks on samples, behind the first defence.
     """
     best: dict[str, dict[str, float]] = {}
     for row in (row for row in results if not row["malicious"]):
@@ -278,12 +279,21 @@ def summary(results: list[dict], membership: list[dict]) -> dict:
     return {
         "messages": best,
         "attacks": attacks,
+        "together": together(_on_samples(results)),
         "membership": {rule: {name: scores[name] for name in shown} for rule, scores in areas.items()},
     }
 
 
+def _on_samples(results: list[dict]) -> list[dict]:
+    """What was tried on samples, behind the first defence."""
+    rows = [row for row in results if row["applicable"] and row["family"] != "inference"]
+    return [row for row in rows if row["defence"] == results[0]["defence"]]
+
+
 def together(rows: list[dict]) -> dict[str, float]:
     """Shares of all samples of the messages in ``rows``, means over the messages, and the share that was declined."""
+    if not rows:
+        return {}
     scores = [row["scores"] for row in rows]
     found = {"declined": sum(row["declined"] for row in rows) / len(rows)}
     for name in ("recovered", "exact"):

@@ -26,8 +26,16 @@ pipelines:
 def call(url: str, path: str, body: dict | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{url}/{path}", data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as reply:
-        return json.load(reply)
+    for patience in (1, 2, 4, 8, 0):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            # A busy server asks to be asked again, as Prefect's own client does.
+            if error.code != 503 or not patience:
+                raise
+            time.sleep(patience)
+    raise AssertionError
 
 
 def runs(url: str, deployment_id: str, *states: str) -> list[dict]:

@@ -93,7 +93,7 @@ def test_truncated_files_are_refused_with_the_stage_to_run(tmp_path, monkeypatch
         with pytest.raises(artifacts.Damaged, match=rf"train/{name}.*dvc repro -f -s train"):
             read(path)
         path.unlink()
-        with pytest.raises(artifacts.Damaged, match="does not exist"):
+        with pytest.raises(artifacts.Damaged, match=r"does not exist\. Run train again"):
             read(path)
 
 

@@ -87,7 +87,7 @@ WRONG_TYPES = [
     ("train.engine.device", "gpu", "train.engine.device = 'gpu': must be 'auto', 'cpu' or 'cuda'"),
     ("train.early_stop", 5, "train.early_stop = 5: must be a mapping of patience, min_delta"),
     ("report.title", 5, "report.title = 5: must be text"),
-    ("train", None, "train = None: must be a mapping of rounds, cohort"),
+    ("train", None, "train = None: must be a mapping of rounds, seconds, cohort"),
     ("attack", [], "attack: must be a mapping of suite, defences"),
 ]  # fmt: skip
 OUT_OF_RANGE = [

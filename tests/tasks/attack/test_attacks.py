@@ -45,6 +45,18 @@ def test_one_sample_is_read_out_of_a_linear_first_layer_exactly(digits, model, s
     assert guess.evaluations == 0
 
 
+def test_every_unit_that_one_sample_excites_gives_it_away(digits):
+    """Through a linear layer with a bias and anything behind it: x = dW_j / db_j for every active j."""
+    for seed, activation in enumerate(("relu", "leaky_relu", "gelu", "tanh", "sigmoid")):
+        x, y = digits[0][seed : seed + 1], digits[1][seed : seed + 1]
+        case = scene(MLP(hidden=(40, 16), activation=activation), x, y, seed=seed).case.precise()
+        layer = layers.first(case, case.simulate(x.double(), y))
+        active = layer.bias != 0
+        assert active.sum() >= 5
+        rows = layer.weight[active] / layer.bias[active, None]
+        assert (rows - x.double().flatten(1)).abs().max() < 1e-6
+
+
 def test_samples_of_a_batch_that_excite_units_of_their_own_are_read_out_exactly(digits):
     """Rows of the first layer that are on for one sample alone, by construction: every unit looks at one sample."""
     x, y = digits[0][:4], digits[1][:4]
@@ -108,6 +120,17 @@ def test_the_label_of_one_sample_is_exact_on_random_networks(seed, label, activa
     model = MLP(hidden=(16, 8), activation=activation)
     case = scene(model, x, torch.tensor([label]), order=[[0]] * steps, seed=seed).case
     assert label_leak.labels(case).tolist() == [label]
+
+
+def test_the_one_negative_entry_is_the_label_on_a_thousand_random_networks():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(1000):
+        w_1, w_2, b = (torch.randn(shape, generator=generator) for shape in ((8, 5), (10, 8), (10,)))
+        x, label = torch.randn(5, generator=generator), int(torch.randint(10, (), generator=generator))
+        b.requires_grad_()
+        loss = torch.nn.functional.cross_entropy(w_2 @ torch.relu(w_1 @ x) + b, torch.tensor(label))
+        (slope,) = torch.autograd.grad(loss, b)
+        assert torch.where(slope < 0)[0].tolist() == [label] or float(slope[label]) == 0.0
 
 
 @pytest.mark.parametrize("samples", [2, 5, 16])
@@ -195,6 +218,15 @@ def test_knowing_the_local_steps_helps(digits):
     ignored = only(InvertingGradients(restarts=4, labels="given", local_steps="ignored"), case)
     assert simulated.mismatch < ignored.mismatch
     assert quality(simulated, x).mean() > quality(ignored, x).mean() + 3.0
+
+
+def test_steps_that_are_presumed_are_simulated_right_or_wrong(digits):
+    x, y = digits[0][:4], digits[1][:4]
+    case = scene(MLP(hidden=(8,)), x, y, order=[[0, 1], [2, 3]], budget=24, told=True).case
+    right, wrong = (only(InvertingGradients(labels="given", local_steps=steps), case) for steps in (2, 3))
+    assert torch.equal(right.x, only(InvertingGradients(labels="given"), case).x)
+    assert [rows.tolist() for rows in case.presumed(3)] == [[0, 1], [2, 3], [0, 1]]
+    assert wrong.evaluations == 24 and not torch.equal(right.x, wrong.x)
 
 
 def test_a_table_is_inverted_without_total_variation():

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tasks.attack
-from tasks.attack.guesses import Reconstruction
+from tasks.attack.guesses import Declined, Reconstruction
 from tasks.attack.scoring import MARGIN, PSNR_CAP, Referee, match, psnr, roc, square_errors, ssim
+from tasks.attack.wavelets import cw_ssim
 from tasks.models import MLP
 from tasks.partition.federation import Federation
 from tasks.train.transcript import Transcript
@@ -100,11 +101,32 @@ def test_ssim_is_what_its_definition_says_window_by_window(shape):
     assert ssim(255 * a, 255 * b, 255.0).item() == pytest.approx(np.mean(values), abs=1e-9)
 
 
+def test_similarity_by_wavelets_of_a_paler_copy_is_what_its_definition_gives():
+    """Every coefficient is scaled by the same c, so that the index is 2 c / (1 + c^2), whatever the image."""
+    x = torch.rand(4, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(cw_ssim(x, x), torch.ones(4).double())
+    for c in (0.2, 0.7, 3.0):
+        assert torch.allclose(cw_ssim(x, c * x), torch.full((4,), 2 * c / (1 + c * c)).double())
+    # What is constant over the image is no structure.
+    assert torch.allclose(cw_ssim(x, x + 0.3), torch.ones(4).double())
+    assert cw_ssim(torch.zeros(0, 1, 8, 8), torch.zeros(0, 1, 8, 8)).shape == (0,)
+
+
+def test_similarity_by_wavelets_forgives_a_shift_that_windows_do_not(digits):
+    x = torch.nn.functional.interpolate(digits[0][:20], scale_factor=4, mode="bilinear")
+    moved, other = x.roll(1, -1), x.roll(1, 0)
+    by_wavelets, by_windows = (float(measure.mean()) for measure in (cw_ssim(x, moved), ssim(x, moved, 1.0)))
+    assert by_wavelets > by_windows + 0.1
+    assert float(cw_ssim(x, other).mean()) < by_wavelets - 0.3
+    assert (cw_ssim(x, other) - cw_ssim(other, x)).abs().max() < 1e-12
+
+
 def test_the_truth_recovers_everything_in_any_order_and_the_class_average_nothing(referee, case):
     truth = referee._truth(case.message)
     for order in ([0, 1, 2], [2, 0, 1]):
         found = referee.judge(Reconstruction(case, truth["x"][order], truth["y"][order], 0))
         assert found.scores["recovered"] == 3 and found.scores["label_accuracy"] == 1.0
+        assert found.scores["exact"] == 3 and found.scores["cw_ssim"] == pytest.approx(1.0)
         assert found.scores["psnr"] == PSNR_CAP and found.scores["ssim"] == pytest.approx(1.0)
         assert torch.equal(found.matched["original"], found.matched["reconstruction"])
     average = referee._class_means[truth["y"]]
@@ -124,6 +146,12 @@ def test_a_recovered_sample_beats_the_class_average_by_the_margin_and_every_publ
     for factor, expected in ((0.98, 3), (1.02, 0)):
         guess = x + away * (factor * bar.sqrt()).reshape(-1, 1, 1, 1).float()
         assert referee.judge(Reconstruction(case, guess, y, 0)).scores["recovered"] == expected
+
+
+def test_what_was_declined_is_not_recovered_and_its_labels_are_not_known(referee, case):
+    samples, labels = (referee.judge(Declined(case, "it has no time", infers)) for infers in (False, True))
+    assert samples.scores == {"samples": 3, "recovered": 0, "exact": 0} and labels.scores == {"label_accuracy": 0.0}
+    assert samples.verdict == "recovers nothing: the client stays out of the round, as it has no time"
 
 
 def test_what_was_not_found_counts_as_not_recovered(referee, case):
