@@ -21,7 +21,7 @@ from tasks.config import Refused
 
 PAGE = Path("docs") / "replications.md"
 BEGIN, END = "<!-- measured: written by `fedloom replicate` -->", "<!-- end of measured -->"
-COSTS = ("bytes_up", "bytes_down", "virtual_seconds", "train_seconds", "epsilon", "delta")
+COSTS = ("bytes_up", "bytes_down", "virtual_seconds", "train_seconds", "epsilon", "delta", "epsilon_extrapolated")
 LEAKS = ("psnr", "recovered", "label_accuracy")
 
 
@@ -247,14 +247,13 @@ def _chapter(slug: str, result: Mapping[str, Any]) -> Iterator[str]:
     rows = [["arm", *result["metrics"], "MB up", "MB down", "virtual s", "training s", "ε", "best PSNR", "recovered"]]
     for arm, found in result["arms"].items():
         costs, leaks = found["costs"], found["leaks"]
-        private = "" if costs["delta"] is None else f" (δ = {costs['delta']:.0e})"
         rows.append(
             [
                 arm,
                 *(_spread(metric[arm]) for metric in result["metrics"].values()),
                 *(_shown(_times(costs[name], 1e-6)) for name in ("bytes_up", "bytes_down")),
                 *(_shown(costs[name]) for name in ("virtual_seconds", "train_seconds")),
-                _shown(costs["epsilon"]) + (private if costs["epsilon"] is not None else ""),
+                _privacy(costs),
                 _shown(leaks["psnr"]),
                 _shown(leaks["recovered"]),
             ]
@@ -264,6 +263,15 @@ def _chapter(slug: str, result: Mapping[str, Any]) -> Iterator[str]:
         yield result["remark"].strip()
     seeds, revision = ", ".join(map(str, result["seeds"])), (result["revision"] or "unknown")[:10]
     yield f"Seeds {seeds}; revision `{revision}`{edited}; [all numbers](../{claims.FOLDER}/results/{slug}.json)."
+
+
+def _privacy(costs: Mapping[str, float | None]) -> str:
+    """The privacy loss with its delta, and what it is extrapolated to where that was asked for."""
+    if costs["epsilon"] is None:
+        return "–"
+    beyond = costs.get("epsilon_extrapolated")
+    extrapolated = "" if beyond is None else f"; EXTRAPOLATED {beyond:.3g}"
+    return f"{costs['epsilon']:.3g} (δ = {costs['delta']:.0e}){extrapolated}"
 
 
 def _holds(claim: Mapping[str, Any]) -> str:
