@@ -256,7 +256,7 @@ def test_the_history_has_the_columns_that_the_page_on_training_names(checkout):
     checkout.run("make run")
     rows = artifacts.read_lines(checkout.folder / "artifacts" / "train" / "history.jsonl")
     section = (ROOT / "docs" / "training.md").read_text().partition("one row a round:")[2].partition("\n\n`summary")[0]
-    told = re.findall(
-        r"`(\w+)`", "\n".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
-    )
+    named = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
+    # The default run waits for its cohorts.
+    told = re.findall(r"`(\w+)`", "\n".join(row[1] for row in named if "schedules that do not wait" not in row[2]))
     assert sorted(told) == sorted(rows[0])
