@@ -8,8 +8,9 @@ from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts import Damaged, read_json, read_lines
+from tasks.artifacts import Damaged, read_json, read_lines, read_tree
 from tasks.partition.federation import Meta
+from tasks.tree import Tree
 
 if TYPE_CHECKING:
     from tasks.params import Params
@@ -50,6 +51,12 @@ class Run:
     def diagnostics(self) -> list[dict[str, float | None]]:
         """What topology and algorithm told of their state: numbers by name, from before the first round on."""
         return self._lines("train/diagnostics.jsonl")
+
+    @cached_property
+    def uploads(self) -> Tree:
+        """The decoded uploads of the last round: ``delta/...`` stacked, and their ``weights``."""
+        path = self.folder / "train" / "uploads.safetensors"
+        return read_tree(path) if path.exists() else {}
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from tasks.report.diagnostics.rejected import rejected
 from tasks.report.diagnostics.schedule import schedule
 from tasks.report.diagnostics.setup import setup
 from tasks.report.diagnostics.time import time
+from tasks.report.diagnostics.uploads import uploads
 from tasks.report.page import Panel
 from tasks.report.run import Run
 
@@ -32,6 +33,7 @@ DIAGNOSTICS: tuple[Callable[[Run], Panel | None], ...] = (
     price,
     time,
     rejected,
+    uploads,
     leakage,
     membership,
     reading,

@@ -91,6 +91,11 @@ class FedSpeed(FedAvg):
         server = super().server_init(params, setting)
         return server | tree.join(drift=tree.zeros_like(params)) if self.dual_average == "all" else server
 
+    def diagnostics(self, server: Tree) -> dict[str, float]:
+        """The length of the mean of all clients' duals over -prox, which goes to 0 where they agree."""
+        drift = tree.part(server, "drift")
+        return {"length_of_the_mean_dual": float(tree.norm(drift))} if drift else {}
+
     @property
     def asynchronous(self) -> bool:
         return self.dual_average != "all"

@@ -150,7 +150,7 @@ def test_titles_and_names_that_look_like_markup_stay_text(artifacts):
     [
         ("attack", ("What leaks from the messages", "Who was trained on")),
         ("aggregate", ("How clients are served",)),
-        ("train", ("How it learned", "The price")),
+        ("train", ("How it learned", "The price", "What the uploads changed")),
         ("timings.jsonl", ("Where the time went",)),
         ("partition", ("The data and who has them",)),
     ],

@@ -106,6 +106,8 @@ def test_the_server_has_the_mean_of_all_duals_whatever_the_wire_does(data, chain
     np.save(data.path / "x.npy", x)
     trained = run(data, settings(FedSpeed(), cohort=4, uplink=CHAINS[chain]), 8)
     kept = tree.part(trained.memories["fedspeed/memory"].gather(np.arange(ALL)), "drift")
+    mean = float(tree.norm(tree.map(lambda value: value.mean(0), kept)))
+    assert trained.diagnostics() == {"length_of_the_mean_dual": pytest.approx(mean, rel=1e-4)}
     for name, value in tree.part(trained.server, "drift").items():
         torch.testing.assert_close(value, kept[name].mean(0), rtol=1e-4, atol=1e-6)
         assert (kept[name][3] == 0).all()
