@@ -37,7 +37,8 @@ class Story:
     def run(self, command: str) -> None:
         if command.startswith("fedloom "):
             self.runs.append(self.checkout.fedloom(*command.split()[1:]))
-            self.aliases.append(dict(self.client.get_registered_model(NAME).aliases))
+            aliases = self.client.get_registered_model(NAME).aliases
+            self.aliases.append({alias: str(version) for alias, version in aliases.items()})
         else:
             subprocess.run(command, shell=True, cwd=self.checkout.folder, env=self.checkout.environment, check=True)
 
