@@ -84,16 +84,16 @@ def resolve(folder: Path, changes: dict[str, Any], source: str = params.FILE) ->
     """The parameters of the checkout with ``changes`` made, checked; ``source`` names them in what is refused."""
     document = _read(folder / params.FILE)
     overrides.apply(changes, document)
-    return params.build(document, source)
+    settings = params.build(document, source)
+    if isinstance(settings.model.start, File):
+        settings.model.start.check()
+    return settings
 
 
 def check(folder: Path) -> None:
-    """Refuses a `params.yaml` by which DVC cannot tell whether a stage has changed: one that leaves out a field, or
-    does not name the content of the file that it starts from."""
+    """Refuses a `params.yaml` that leaves out a field by which DVC tells whether a stage has changed."""
     document = _read(folder / params.FILE)
     settings = params.build(document)
-    if isinstance(settings.model.start, File):
-        settings.model.start.check()
     stages = _read(folder / "dvc.yaml")["stages"].values()
     wanted = sorted({name for stage in stages for name in stage.get("params", []) if isinstance(name, str)})
     written, full = flatten(document), flatten(settings)

@@ -27,7 +27,12 @@ def resolved(folder: Path, settings: Params, say: checkout.Say) -> dict[str, str
     if not isinstance(wanted, Champion):
         return {}
     name = wanted.model or registered_name(settings, settings.partition.dataset.title)
-    champion, inputs = standing(name), _inputs(folder, settings)
+    try:
+        champion = standing(name)
+    except Exception as error:
+        mend = "Mend the registry, or start from fresh weights"
+        raise Refused(FIELD, wanted.name, f"{name} cannot be looked up ({error})", mend) from None
+    inputs = _inputs(folder, settings)
     if champion is None:
         if not wanted.optional:
             raise Refused(
