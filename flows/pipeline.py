@@ -69,11 +69,13 @@ def stage(name: str, folder: str, force: bool, stale: bool, parent: str | None) 
 
 
 @task(task_run_name="promotion")
-def promotion(main: str, folder: str, rule: Promotion | None, start: dict[str, str], parent: str) -> State:
+def promotion(
+    main: str, folder: str, rule: Promotion | None, stages: list[str], start: dict[str, str], parent: str
+) -> State:
     """Decides by the pipeline's rule whether the released model becomes the champion; the state's name says it."""
     say = get_run_logger().info
     with checkout.exclusive(Path(main), "promotion", say):
-        decision = succession.decided(Path(folder), rule, start, parent, say)
+        decision = succession.decided(Path(folder), rule, stages, start, parent, say)
     if decision is None:
         return Completed(name="Unchanged", message="nothing to decide")
     create_markdown_artifact(succession.told(decision), "promotion", decision.sentence)
@@ -124,7 +126,8 @@ def pipeline(
             state.result()
             outcomes[planned.name] = (str(state.name).lower(), time.monotonic() - begun)
         if parent and settings.aggregate.registry and "aggregate" in outcomes:
-            promotion(str(main), str(folder), chosen.promote, start, parent, return_state=True).result()
+            done = str(main), str(folder), chosen.promote, list(outcomes), start, parent
+            promotion(*done, return_state=True).result()
         report = checkout.publish_report(main, folder, name)
         _show(outcomes, checkout.numbers(folder), report, parent)
     return {"run": name, "stages": outcomes, "report": str(report) if report else None}

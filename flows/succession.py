@@ -51,14 +51,14 @@ def resolved(folder: Path, settings: Params, say: checkout.Say) -> dict[str, str
 
 
 def decided(
-    folder: Path, rule: Promotion | None, tags: dict[str, str], parent: str | None, say: checkout.Say
+    folder: Path, rule: Promotion | None, stages: list[str], tags: dict[str, str], parent: str, say: checkout.Say
 ) -> Decision | None:
-    """What is decided about the model that the stages left in ``folder``: see :mod:`tasks.promotion`."""
+    """What is decided about the model that the ``stages`` of a run left in ``folder``: see :mod:`tasks.promotion`."""
     with tempfile.TemporaryDirectory() as scratch:
         found = Path(scratch, "decision.json")
         command = [sys.executable, "-m", "tasks.promotion", "--rule", rule.model_dump_json() if rule else "null"]
-        command += ["--tags", json.dumps(tags), "--decision", str(found)]
-        run(command, folder, {tracking.PARENT: parent} if parent else None, say)
+        command += ["--stages", *stages, "--tags", json.dumps(tags), "--decision", str(found)]
+        run(command, folder, {tracking.PARENT: parent}, say)
         return Decision.model_validate_json(found.read_text()) if found.exists() else None
 
 

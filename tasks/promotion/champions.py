@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tasks import tracking
 from tasks.aggregate.register import CHAMPION, WEIGHTS, registered_name
 from tasks.artifacts import read_json, sha256
-from tasks.config import Refused
 from tasks.promotion.rule import Decision, Promotion
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def succession(
     return decision
 
 
-def figures(name: str, version: str, federation: "Federation") -> dict[str, float] | str:
+def figures(name: str, version: str, federation: "Federation") -> dict[str, float | None] | str:
     """Accuracy and loss of a registered model on the test set of ``federation``, or why it has none there."""
     from tasks.aggregate import released
     from tasks.aggregate.evaluation import on_test
@@ -92,8 +91,9 @@ def figures(name: str, version: str, federation: "Federation") -> dict[str, floa
             folder = _released(name, version, Path(scratch))
             described = released.Description.model_validate(read_json(folder / released.DESCRIPTION), strict=False)
             model = released.load(folder)
-        except (ValueError, ImportError, AttributeError, Refused) as error:
-            return f"version {version}, which cannot be loaded ({str(error).splitlines()[0]})"
+        except Exception as error:
+            # Its network may be code of the user's own.
+            return f"version {version}, which cannot be loaded ({error})"
     wanted = {"shape": meta.shape, "class_names": meta.class_names}
     if described.features is not None:
         wanted["features"] = meta.features

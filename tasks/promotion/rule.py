@@ -26,7 +26,7 @@ class Promotion(Config):
         {}, description="the same from below, such as aggregate.clients_worst_decile: 0.6"
     )
 
-    def judge(self, numbers: Mapping[str, Any], standing: Mapping[str, float] | str | None) -> "Decision":
+    def judge(self, numbers: Mapping[str, Any], standing: Mapping[str, float | None] | str | None) -> "Decision":
         """What to do with a model whose run came to ``numbers``, by dotted name as under `metrics/`.
 
         ``standing`` has the figures of the champion on the same test set, or says why there are none; None where there
@@ -41,13 +41,15 @@ class Promotion(Config):
         return Decision(promoted=True, reason=reason, metric=self.metric, new=new, standing=told)
 
     def _against(
-        self, numbers: Mapping[str, Any], new: float | None, standing: Mapping[str, float] | str | None
+        self, numbers: Mapping[str, Any], new: float | None, standing: Mapping[str, float | None] | str | None
     ) -> Iterator[str]:
         """Every reason not to promote."""
         if new is None:
             yield f"its {self.metric} is not known"
         elif isinstance(standing, str):
             yield f"it cannot be compared with the champion, {standing}"
+        elif standing is not None and standing[self.metric] is None:
+            yield f"it cannot be compared with the champion, whose {self.metric} there is not finite"
         elif standing is not None:
             gain = new - standing[self.metric] if self.metric == "accuracy" else standing[self.metric] - new
             if not gain > self.margin:

@@ -48,6 +48,8 @@ def test_what_cannot_be_compared_is_not_promoted():
     assert not found.promoted and found.standing is None
     assert "cannot be compared with the champion, version 3, whose shape" in found.reason
     assert not Promotion().judge({}, None).promoted
+    broken = Promotion(metric="loss").judge({"aggregate.loss": 1.0}, {"accuracy": 0.1, "loss": None})
+    assert not broken.promoted and "whose loss there is not finite" in broken.reason
 
 
 def test_only_figures_on_the_test_set_are_compared():
