@@ -53,7 +53,7 @@ class Promotion(Config):
         elif standing is not None:
             gain = new - standing[self.metric] if self.metric == "accuracy" else standing[self.metric] - new
             if not gain > self.margin:
-                yield self._compared(new, standing[self.metric], "no better than")
+                yield self._compared(new, standing[self.metric], "not better than")
         limits = [(name, limit, "above") for name, limit in self.at_most.items()]
         limits += [(name, limit, "below") for name, limit in self.at_least.items()]
         for name, limit, side in limits:

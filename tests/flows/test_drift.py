@@ -127,7 +127,7 @@ def test_a_worse_model_stays_a_candidate_and_it_is_said_why(story):
     assert story.stages(3)["partition"] in ("restored", "unchanged")
     assert story.aliases[3] == {"champion": "2", "candidate": "3"}
     said = story.tags(3)["fedloom.promotion"]
-    assert "stays a candidate: its accuracy" in said and "no better than the champion's" in said
+    assert "stays a candidate: its accuracy" in said and "not better than the champion's" in said
     assert said in story.runs[3] and story.trained(3)[1]["fedloom.promotion"] == said
 
 

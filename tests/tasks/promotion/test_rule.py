@@ -15,7 +15,7 @@ def test_better_is_by_more_than_the_margin(new, standing, margin):
     found = Promotion(margin=margin).judge({"aggregate.accuracy": new}, {"accuracy": standing, "loss": 1.0})
     assert found.promoted == (new - standing > margin)
     assert (found.new, found.standing) == (new, standing)
-    assert ("no better than" in found.reason) != found.promoted
+    assert ("not better than" in found.reason) != found.promoted
 
 
 @given(new=share, standing=share)
@@ -37,7 +37,7 @@ def test_every_reason_is_given_and_an_unknown_number_keeps_no_limit():
     found = rule.judge(numbers, {"accuracy": 0.7, "loss": 0.1})
     assert not found.promoted
     assert found.reason.split("; ") == [
-        "its accuracy of 0.5000 on the test set is no better than the champion's 0.7000 there",
+        "its accuracy of 0.5000 on the test set is not better than the champion's 0.7000 there",
         "train.epsilon is not known, and must not be above 8",
         "a.b = 0.5 is below 0.6",
     ]
