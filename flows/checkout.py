@@ -18,6 +18,7 @@ from flows.process import Failed, dvc, run
 from tasks import params
 from tasks.artifacts import write_text
 from tasks.config import Refused
+from tasks.models.start import File
 from tasks.tracking import flatten, git
 
 Say = Callable[[str], None]
@@ -67,11 +68,26 @@ def plan(folder: Path, targets: Collection[str] = ()) -> list[Planned]:
     return planned
 
 
+def reads(folder: Path, name: str) -> dict[str, Any]:
+    """The digests of what a stage reads from the disk and the values of its parameters, as DVC would file them now."""
+    from dvc.repo import Repo
+    from dvc.stage.serialize import to_single_stage_lockfile
+
+    with Repo(str(folder)) as repo, repo.lock:
+        (stage,) = (stage for stage in repo.index.stages if stage.name == name)
+        stage.save_deps()
+        entry = to_single_stage_lockfile(stage)
+    return json.loads(json.dumps({part: entry[part] for part in ("deps", "params")}))
+
+
 def resolve(folder: Path, changes: dict[str, Any], source: str = params.FILE) -> params.Params:
     """The parameters of the checkout with ``changes`` made, checked; ``source`` names them in what is refused."""
     document = _read(folder / params.FILE)
     overrides.apply(changes, document)
-    return params.build(document, source)
+    settings = params.build(document, source)
+    if isinstance(settings.model.start, File):
+        settings.model.start.check()
+    return settings
 
 
 def check(folder: Path) -> None:

@@ -72,9 +72,13 @@ def run(
     _known(wanted)
     typed = overrides.parse(changes or [])
     changed = overrides.merge(chosen.changes, typed)
-    checkout.resolve(main, changed, "params.yaml with the overrides of this run" if changed else "params.yaml")
+    settings = checkout.resolve(
+        main, changed, "params.yaml with the overrides of this run" if changed else "params.yaml"
+    )
     checkout.check(main)
-    if not changed and not force and not any(planned.stale for planned in checkout.plan(main, wanted)):
+    # Whom the registry's champion is, only the flow asks.
+    asks = settings.model.start.name == "champion"
+    if not changed and not force and not asks and not any(planned.stale for planned in checkout.plan(main, wanted)):
         out.print("Nothing has changed: every stage is up to date. `--force` runs it again.")
         _where(_newest(main))
         return

@@ -24,13 +24,15 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 from prefect.tasks import Task
 
-from flows import checkout, pipelines
+from flows import checkout, pipelines, succession
 from flows.overrides import Overrides, given, merge
 from flows.pipelines import Stage
 from flows.process import Failed, dvc, run
 from tasks import progress, tracking
 from tasks.config import Refused
+from tasks.models.start import Champion
 from tasks.params import Params
+from tasks.promotion.rule import Promotion
 
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
 REPORTS = "FEDLOOM_REPORTS_URL"
@@ -66,6 +68,20 @@ def stage(name: str, folder: str, force: bool, stale: bool, parent: str | None) 
     return Completed(name="Ran", message=f"{name} ran")
 
 
+@task(task_run_name="promotion")
+def promotion(
+    main: str, folder: str, rule: Promotion | None, stages: list[str], start: dict[str, str], parent: str
+) -> State:
+    """Decides by the pipeline's rule whether the released model becomes the champion; the state's name says it."""
+    say = get_run_logger().info
+    with checkout.exclusive(Path(main), "promotion", say):
+        decision = succession.decided(Path(folder), rule, stages, start, parent, say)
+    if decision is None:
+        return Completed(name="Unchanged", message="nothing to decide")
+    create_markdown_artifact(succession.told(decision), "promotion", decision.sentence)
+    return Completed(name="Promoted" if decision.promoted else "Kept", message=decision.sentence)
+
+
 @flow(name="fedloom", description=__doc__)
 def pipeline(
     pipeline: str = "default",
@@ -90,6 +106,9 @@ def pipeline(
     chosen = pipelines.pick(pipeline, pipelines.load(main))
     changes = merge(chosen.changes, given(overrides))
     settings = checkout.resolve(main, changes, f"params.yaml with the overrides of this run ({pipeline})")
+    if isinstance(settings.model.start, Champion):
+        # Who that is gets written into the parameters of the run, which are not those of the checkout then.
+        changes = merge(changes, {"model": {"start": settings.model.start.model_dump(mode="json")}})
     checkout.check(main)
     name = _name(main)
     tags = {"prefect.flow_run_id": str(runtime.flow_run.id), "fedloom.pipeline": pipeline, "fedloom.run": name}
@@ -97,6 +116,7 @@ def pipeline(
         tracking.pipeline_run(name, settings, tags) as parent,
         _place(main, name, changes, settings, say) as folder,
     ):
+        start = succession.resolved(folder, settings, say)
         wanted = list(stages or chosen.stages)
         outcomes = {}
         for planned in checkout.plan(folder, wanted):
@@ -105,6 +125,9 @@ def pipeline(
             state = stage(planned.name, str(folder), forced, planned.stale, parent, return_state=True)
             state.result()
             outcomes[planned.name] = (str(state.name).lower(), time.monotonic() - begun)
+        if parent and settings.aggregate.registry and "aggregate" in outcomes:
+            done = str(main), str(folder), chosen.promote, list(outcomes), start, parent
+            promotion(*done, return_state=True).result()
         report = checkout.publish_report(main, folder, name)
         _show(outcomes, checkout.numbers(folder), report, parent)
     return {"run": name, "stages": outcomes, "report": str(report) if report else None}

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from tasks.config import Config, Refused
+from tasks.promotion.rule import Promotion
 
 FILE = "pipelines.yaml"
 
@@ -78,6 +79,9 @@ class Pipeline(Config):
     stages: tuple[Stage, ...] = Field((), description="stages wanted, with what they depend on; none means all")
     overrides: dict[str, Any] = Field({}, description="what differs from params.yaml, in the same shape")
     schedule: Schedule | None = Field(None, description="when it starts by itself while `fedloom serve` runs")
+    promote: Promotion | None = Field(
+        Promotion(), description="when the released model becomes the champion of MLflow's registry; null for never"
+    )
     resources: Resources = Field(Resources(), description="what it may take of the machine")
     tags: tuple[str, ...] = Field((), description="labels in the Prefect UI")
 
@@ -141,7 +145,7 @@ def _explain(detail: Any) -> str:
     place = detail["loc"]
     where = ".".join(str(part) for part in place if part != "[key]") or "the file"
     if detail["type"] == "extra_forbidden":
-        sections = {"schedule": Schedule, "resources": Resources}
+        sections = {"schedule": Schedule, "resources": Resources, "promote": Promotion}
         owner = Pipelines if len(place) == 1 else sections[place[2]] if len(place) > 3 else Pipeline
         return f"{where}: unknown field{nearest(str(place[-1]), list(owner.model_fields))}"
     if detail["type"] == "string_pattern_mismatch":

@@ -208,6 +208,11 @@ def store() -> str:
     return f"sqlite:///{main_checkout() / 'mlflow.db'}"
 
 
+def client() -> Any:
+    """MLflow's client for the store."""
+    return _mlflow().MlflowClient()
+
+
 def run_url(run_id: str) -> str:
     """Where MLflow's own server shows a run, once it is started on its default port."""
     return f"http://127.0.0.1:5000/#/experiments/{_experiment()}/runs/{run_id}"

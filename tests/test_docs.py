@@ -46,6 +46,7 @@ ELSEWHERE = {
     "fedloom serve": "tests/flows/test_serve.py",
     "fedloom report --open": "tests/flows/test_cli.py",
     "python -m tasks.partition": "tests/tasks/partition/test_docs.py",
+    "python -m tasks.promotion": "tests/flows/test_drift.py",
     "python -m tasks.attack": "tests/tasks/attack/test_stage.py",
     "python -m tasks.train": "tests/tasks/train/test_stage.py",
     "python -m tasks.<stage>": "tests/tasks/train/test_stage.py",

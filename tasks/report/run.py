@@ -9,6 +9,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Damaged, read_json, read_lines, read_tree
+from tasks.params import counted
 from tasks.partition.federation import Meta
 from tasks.tree import Tree
 
@@ -29,7 +30,8 @@ class Run:
     """
 
     def __init__(self, params: "Params", folder: Path):
-        self.params, self.folder = params, folder
+        self.folder = folder
+        self.params = counted(params, self.meta.clients) if self.meta else params
 
     @cached_property
     def meta(self) -> Meta | None:

@@ -13,7 +13,7 @@ import torch
 
 from tasks import artifacts, keys, models, tree
 from tasks.models import Network
-from tasks.params import Params
+from tasks.params import Params, counted
 from tasks.partition.federation import Federation
 from tasks.tracking import Tracker, checkpoints_folder, main_checkout
 from tasks.train.checkpoints import Checkpoint, Checkpoints, claimed
@@ -40,6 +40,7 @@ def train(params: Params, folder: Path, tracker: Tracker) -> None:
     """Train the global model over the clients: reads artifacts/partition, writes artifacts/train."""
     partition = folder / "partition"
     data = Federation.open(partition)
+    params = counted(params, data.clients)
     network = models.build(params.model, data.meta.shape, data.meta.classes, params.seed)
     work = workload(params.train, network, data.meta.shape, data.x.dtype, data.sizes)
     plan = resolve(params.train.engine, work)
