@@ -1,5 +1,7 @@
 """What a page is made of: panels, and in them paragraphs, tables, figures and pictures. All text is escaped here."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +10,9 @@ from importlib.resources import files
 from typing import Any, Protocol
 
 from markupsafe import Markup, escape
+
+SCRIPTS: tuple[str, ...] = ()
+"""Files beside this one that the page runs. Their text is in the page, and no other script runs there: see `render`."""
 
 
 class Block(Protocol):
@@ -164,12 +169,27 @@ def inline(text: str) -> Markup:
 
 
 def render(title: str, note: str, lead: str, panels: Sequence[Panel]) -> str:
-    """The page: one HTML document that asks for nothing from elsewhere."""
+    """The page: one HTML document that asks for nothing from elsewhere and runs :data:`SCRIPTS` and nothing else.
+
+    The policy in its head names each script by the hash of its text, so a script that came in with the data would not
+    run even if it got past the escaping.
+    """
     from jinja2 import Environment, StrictUndefined
 
-    package = files("tasks.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((package / "page.html").read_text(encoding="utf-8"))
-    style = Markup((package / "page.css").read_text(encoding="utf-8"))
-    content: dict[str, Any] = {"title": title, "note": note, "lead": lead, "panels": panels, "style": style}
+    template = environment.from_string(_file("page.html"))
+    scripts = [_file(name) for name in SCRIPTS]
+    content: dict[str, Any] = {
+        "title": title,
+        "note": note,
+        "lead": lead,
+        "panels": panels,
+        "style": Markup(_file("page.css")),
+        "scripts": [Markup(script) for script in scripts],
+        "hashes": [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
+    }
     return template.render(content)
+
+
+def _file(name: str) -> str:
+    return (files("tasks.report") / name).read_text(encoding="utf-8")
