@@ -1,4 +1,4 @@
-"""Every pipeline as a deployment: started from the Prefect UI, by its schedule or over the API, while `serve` runs."""
+"""Pipelines and sweeps as deployments: started from the Prefect UI, by schedule or over the API, while `serve` runs."""
 
 import contextlib
 import functools
@@ -7,16 +7,18 @@ import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from prefect import serve
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.schedules import Cron, Interval, Schedule
 from ruamel.yaml import YAML
 
-from flows import checkout, pipelines
+from flows import checkout, grid, pipelines
 from flows.pipeline import REPORTS, pipeline
-from flows.pipelines import Pipeline
+from flows.pipelines import Pipeline, Sweep
 from flows.server import HOST
+from flows.sweep import sweep
 
 RUNS = 2
 """Runs at a time over all pipelines."""
@@ -33,7 +35,7 @@ def deployment(name: str, entry: Pipeline) -> RunnerDeployment:
     """A pipeline that can be triggered. Its overrides are read when it runs, so an edited file counts at once."""
     return pipeline.to_deployment(
         name=name,
-        description=_describe(entry),
+        description=_describe(entry.description, entry.changes),
         parameters={"pipeline": name},
         tags=list(entry.tags),
         schedule=schedule(entry.schedule) if entry.schedule else None,
@@ -42,23 +44,39 @@ def deployment(name: str, entry: Pipeline) -> RunnerDeployment:
     )
 
 
-def serve_all(main: Path, chosen: dict[str, Pipeline]) -> None:
-    """Deploys the pipelines and runs what is triggered until it is stopped. A refused parameter stops it at once."""
+def sweep_deployment(name: str, entry: Sweep) -> RunnerDeployment:
+    """A sweep that can be triggered; one run of it at a time, for a second would wait for the same cells."""
+    return sweep.to_deployment(
+        name=name,
+        description=_describe(entry.description, entry.model_dump(mode="json", include={"list", "grid"})),
+        parameters={"name": name},
+        tags=list(entry.tags),
+        schedule=schedule(entry.schedule) if entry.schedule else None,
+        concurrency_limit=1,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def serve_all(main: Path, chosen: dict[str, Pipeline], sweeps: dict[str, Sweep]) -> None:
+    """Deploys them and runs what is triggered until it is stopped. A refused parameter stops it at once."""
     for name, entry in chosen.items():
         checkout.resolve(main, entry.changes, f"pipelines.yaml: pipelines.{name}")
+    for name in sweeps:
+        grid.cells(main, name, pipelines.read(main))
+    deployments = [deployment(*item) for item in chosen.items()] + [sweep_deployment(*item) for item in sweeps.items()]
     with _reports(main / "reports"):
         # The schedules belong to the deployments, which another process may serve too.
-        serve(*(deployment(*item) for item in chosen.items()), limit=RUNS, pause_on_shutdown=False)
+        serve(*deployments, limit=RUNS, pause_on_shutdown=False)
 
 
-def _describe(entry: Pipeline) -> str:
-    if not entry.changes:
-        return entry.description
+def _describe(description: str, changes: dict[str, Any]) -> str:
+    if not changes:
+        return description
     from io import StringIO
 
     text = StringIO()
-    YAML().dump(entry.changes, text)
-    return f"{entry.description}\n\n```yaml\n{text.getvalue()}```"
+    YAML().dump(changes, text)
+    return f"{description}\n\n```yaml\n{text.getvalue()}```"
 
 
 class _Quiet(SimpleHTTPRequestHandler):

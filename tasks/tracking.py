@@ -213,6 +213,21 @@ def run_url(run_id: str) -> str:
     return f"http://127.0.0.1:5000/#/experiments/{_experiment()}/runs/{run_id}"
 
 
+def tagged(name: str, tags: Mapping[str, str]) -> str | None:
+    """Puts ``tags`` on the newest pipeline run called ``name``, and returns its id; None where it is not recorded."""
+    if not enabled():
+        return None
+    try:
+        client = _mlflow().MlflowClient()
+        found = client.search_runs([_experiment()], f"tags.`fedloom.run` = '{name}'", max_results=1)
+        for tag, value in tags.items() if found else ():
+            client.set_tag(found[0].info.run_id, tag, value)
+    except Exception as error:
+        _complain(error)
+        return None
+    return found[0].info.run_id if found else None
+
+
 @contextlib.contextmanager
 def pipeline_run(name: str, settings: BaseModel, tags: Mapping[str, str]) -> Iterator[str | None]:
     """The parent run of one pipeline run, for the environment variable :data:`PARENT`; None when tracking is off."""

@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
@@ -129,6 +129,48 @@ def roc(alt: str, series: Sequence[Line]) -> Markup:
         for axis in (axes.xaxis, axes.yaxis):
             _in_percent(axis)
         axes.legend(loc="lower right")
+
+    return svg(draw, alt)
+
+
+class Spot(NamedTuple):
+    """A named point of a scatter, and whether the front goes through it."""
+
+    name: str
+    x: float
+    y: float
+    front: bool
+
+
+def scatter(alt: str, x: str, y: str, spots: Sequence[Spot], tell: Callable[[float], str]) -> Markup:
+    """Shares in 0..1 over what they cost, as ``tell`` writes it; full points are joined to the front, others hollow."""
+    costs, wide = [spot.x for spot in spots], 20
+    logarithmic = min(costs) > 0 and max(costs) > wide * min(costs)
+
+    def draw(axes: "Axes") -> None:
+        from matplotlib.ticker import FuncFormatter, LogLocator
+
+        front = sorted((spot.x, spot.y) for spot in spots if spot.front)
+        look = {"color": COLOURS["blue"], "linewidth": 1.2}
+        axes.plot([a for a, _ in front], [b for _, b in front], drawstyle="steps-post", **look)
+        for full, face in ((True, COLOURS["blue"]), (False, "none")):
+            places = [(spot.x, spot.y) for spot in spots if spot.front == full]
+            look = {"color": COLOURS["blue" if full else "muted"], "markerfacecolor": face, "markersize": 6}
+            axes.plot([a for a, _ in places], [b for _, b in places], "o", **look)
+        named: dict[tuple[float, float], list[str]] = {}
+        for spot in spots:
+            named.setdefault((spot.x, spot.y), []).append(spot.name)
+        for place, names in named.items():
+            axes.annotate(", ".join(names), place, xytext=(5, 4), textcoords="offset points", fontsize=9)
+        axes.set(xlabel=x, ylabel=y)
+        axes.margins(0.12)
+        axes.yaxis.set_major_locator(_few_ticks())
+        _in_percent(axes.yaxis)
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=6) if logarithmic else _few_ticks())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tell(value)))
 
     return svg(draw, alt)
 

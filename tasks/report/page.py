@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from markupsafe import Markup, escape
 
-SCRIPTS: tuple[str, ...] = ()
+SCRIPTS: tuple[str, ...] = ("sort.js",)
 """Files beside this one that the page runs. Their text is in the page, and no other script runs there: see `render`."""
 
 
@@ -53,14 +53,34 @@ class Tiles:
         return Markup('<dl class="tiles">{}</dl>').format(Markup().join(tile.format(*each) for each in self.tiles))
 
 
+class Amount(str):
+    """The text of a cell that sorts by its ``value``; None, which is no number, comes last."""
+
+    value: float | None
+
+    def __new__(cls, text: str, value: float | None) -> "Amount":
+        made = super().__new__(cls, text)
+        made.value = value
+        return made
+
+
+def link(text: str, address: str) -> Markup:
+    """The text of a cell that leads somewhere."""
+    return Markup('<a href="{}">{}</a>').format(address, text)
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table. The first cell of a row is its header; columns in ``numeric`` are set flush right."""
+    """A table. The first cell of a row is its header; columns in ``numeric`` are set flush right.
+
+    Where it is ``sortable`` a reader may put the rows in the order of a column.
+    """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: bool = True
+    sortable: bool = False
 
     def html(self) -> Markup:
         head = Markup().join(Markup('<th scope="col">{}</th>').format(name) for name in self.header)
@@ -68,6 +88,7 @@ class Table:
         # On a phone columns of words stand below each other; numbers stay beside each other in a frame that scrolls,
         # and that takes the focus so that a keyboard can scroll it too.
         kind = "numeric" if self.numeric else "stacked" if len(self.header) > 2 else "words"
+        kind += " sortable" if self.sortable else ""
         return Markup(
             '<div class="wide" role="region" aria-label="{caption}" tabindex="0"><table class="{kind}">'
             "<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -75,10 +96,19 @@ class Table:
 
     def _row(self, row: Sequence[str]) -> Markup:
         named = zip(self.header[1:], row[1:], strict=True)
-        cells = (Markup('<td data-column="{}">{}</td>').format(name, inline(cell)) for name, cell in named)
+        cells = (
+            Markup('<td data-column="{}"{}>{}</td>').format(name, _sorted_by(cell), inline(cell))
+            for name, cell in named
+        )
         # Names such as membership/loss_threshold may break at their joints, and nowhere else.
         name = Markup(re.sub(r"([/_])", r"\1<wbr>", str(escape(row[0]))))
         return Markup('<tr><th scope="row">{}</th>{}</tr>').format(name, Markup().join(cells))
+
+
+def _sorted_by(cell: str) -> Markup:
+    if not isinstance(cell, Amount):
+        return Markup()
+    return Markup(' data-value="{}"').format("" if cell.value is None else cell.value)
 
 
 @dataclass(frozen=True)
