@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from markupsafe import Markup, escape
 
-SCRIPTS: tuple[str, ...] = ()
+from tasks.report.figures import Drawing
+
+SCRIPTS = ("page.js",)
 """Files beside this one that the page runs. Their text is in the page, and no other script runs there: see `render`."""
 
 
@@ -64,7 +66,7 @@ class Table:
 
     def html(self) -> Markup:
         head = Markup().join(Markup('<th scope="col">{}</th>').format(name) for name in self.header)
-        body = Markup().join(self._row(row) for row in self.rows)
+        body = Markup("\n").join(self._row(row) for row in self.rows)
         # On a phone columns of words stand below each other; numbers stay beside each other in a frame that scrolls,
         # and that takes the focus so that a keyboard can scroll it too.
         kind = "numeric" if self.numeric else "stacked" if len(self.header) > 2 else "words"
@@ -75,7 +77,9 @@ class Table:
 
     def _row(self, row: Sequence[str]) -> Markup:
         named = zip(self.header[1:], row[1:], strict=True)
-        cells = (Markup('<td data-column="{}">{}</td>').format(name, inline(cell)) for name, cell in named)
+        # Only where columns of words stand below each other does a cell have to say which column it is of.
+        shape = Markup("<td>{1}</td>") if self.numeric else Markup('<td data-column="{0}">{1}</td>')
+        cells = (shape.format(name, inline(cell)) for name, cell in named)
         # Names such as membership/loss_threshold may break at their joints, and nowhere else.
         name = Markup(re.sub(r"([/_])", r"\1<wbr>", str(escape(row[0]))))
         return Markup('<tr><th scope="row">{}</th>{}</tr>').format(name, Markup().join(cells))
@@ -83,13 +87,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing as SVG of our own making (:func:`tasks.report.figures.svg`), with what it shows in words."""
+    """A drawing of our own making (:mod:`tasks.report.figures`) under what it shows in words, and over its numbers."""
 
-    svg: Markup
+    drawing: Drawing
     caption: str
 
     def html(self) -> Markup:
-        return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(self.svg, self.caption)
+        drawn = self.drawing
+        numbers = Folded("Numbers", [Table(drawn.alt, drawn.header, drawn.rows)]).html() if drawn.rows else ""
+        return Markup(
+            '<figure class="chart"><figcaption>{}</figcaption><div class="plot">{}</div>{}</figure>'
+        ).format(self.caption, drawn.svg, numbers)
 
 
 @dataclass(frozen=True)
