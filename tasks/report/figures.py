@@ -75,8 +75,8 @@ Point = tuple[float, float]
 class Numbers(NamedTuple):
     """What a drawing shows: a row a place on it, named in the first column, and a column a series.
 
-    ``points`` ``[series][rows]`` are where on the axes the numbers stand, None where a series has none. ``nearest`` says
-    by which of its coordinates a pointer chooses a row, and ``shares`` which columns lie in 0..1 and are told in percent.
+    ``points`` ``[series][rows]`` are where on the axes the numbers stand, None where a series has none. ``nearest``
+    says by which coordinates a pointer chooses a row, and ``shares`` which columns lie in 0..1 and are told in percent.
     """
 
     header: Sequence[str]
@@ -106,7 +106,7 @@ def lines(alt: str, x: str, y: str, series: Sequence[Line], share: bool = False)
             marker = "o" if len(points) < 25 else None
             _plot(axes, i, line.name, points, marker=marker)
         axes.set(xlabel=x, ylabel=y)
-        axes.xaxis.set_major_locator(_few_ticks())
+        axes.xaxis.set_major_locator(_few_ticks(all(float(a).is_integer() for points in drawn for a, _ in points)))
         if share:
             _in_percent(axes.yaxis)
             axes.set_ylim(0, 1.02)
@@ -148,7 +148,7 @@ def bars(alt: str, x: str, names: Sequence[str], values: Sequence[float]) -> Dra
         axes.set(xlabel=x)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        axes.xaxis.set_major_locator(_few_ticks())
+        axes.xaxis.set_major_locator(_few_ticks(all(float(value).is_integer() for value in values)))
         rows, places = list(zip(names, values, strict=True)), [(value, i) for i, value in enumerate(values)]
         return Numbers(("name", x), rows, [places], nearest="y")
 
@@ -289,10 +289,11 @@ def _in_percent(axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
 
 
-def _few_ticks():
+def _few_ticks(whole: bool):
+    """About six ticks; only whole numbers where the values are ``whole``."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+    return MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=whole)
 
 
 def _finite(value: float | None) -> bool:

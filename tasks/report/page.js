@@ -171,7 +171,7 @@
 
     cell(row, column) {
       const text = this.rows[row][column];
-      return this.shares.has(column) ? `${Number((100 * text).toPrecision(4))} %` : text;
+      return this.shares.has(column) ? `${Number((100 * text).toPrecision(4))}\u00a0%` : text;
     }
 
     show(row) {
@@ -195,6 +195,7 @@
     // Beside the point, on the side that has room.
     place([x, y]) {
       const scale = this.svg.getBoundingClientRect().width / this.box.width;
+      this.tip.style.left = "0"; // Near the edge it would be measured with its lines broken.
       const [left, top, room] = [x * scale, y * scale, this.frame.clientWidth];
       const beside = left + 12 + this.tip.offsetWidth <= room ? left + 12 : left - 12 - this.tip.offsetWidth;
       this.tip.style.left = `${Math.max(0, Math.min(beside, room - this.tip.offsetWidth))}px`;

@@ -34,6 +34,17 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Headline:
+    """The few sentences that come before all others, one a line."""
+
+    sentences: Sequence[str]
+
+    def html(self) -> Markup:
+        lines = (Markup("<p>{}</p>").format(inline(sentence)) for sentence in self.sentences)
+        return Markup('<div class="headline">{}</div>').format(Markup().join(lines))
+
+
+@dataclass(frozen=True)
 class Points:
     """A list of sentences; the first few words of each may be set off as its ``(lead, text)``."""
 
@@ -95,9 +106,9 @@ class Figure:
     def html(self) -> Markup:
         drawn = self.drawing
         numbers = Folded("Numbers", [Table(drawn.alt, drawn.header, drawn.rows)]).html() if drawn.rows else ""
-        return Markup(
-            '<figure class="chart"><figcaption>{}</figcaption><div class="plot">{}</div>{}</figure>'
-        ).format(self.caption, drawn.svg, numbers)
+        return Markup('<figure class="chart"><figcaption>{}</figcaption><div class="plot">{}</div>{}</figure>').format(
+            self.caption, drawn.svg, numbers
+        )
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,18 @@ class Picture:
         return Markup(
             '<figure class="picture"><img src="{}" alt="{}" loading="lazy"><figcaption>{}</figcaption></figure>'
         ).format(self.uri, self.alt, inline(self.caption))
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Small pictures that belong together, side by side on a phone too; ``name`` says of what they are."""
+
+    name: str
+    pictures: Sequence[Picture]
+
+    def html(self) -> Markup:
+        shown = Markup().join(picture.html() for picture in self.pictures)
+        return Markup('<div class="strip" role="group" aria-label="{}">{}</div>').format(self.name, shown)
 
 
 @dataclass(frozen=True)
