@@ -197,17 +197,15 @@ def svg(draw: "Callable[[Axes], Numbers | None]", alt: str, height: float = 2.9)
         axes.patch.set_visible(False)
         numbers = draw(axes)
         body, width, tall = _drawn(figure)
-    plot = ""
-    if numbers:
-        to_page = axes.transData + figure.transFigure.inverted()
-        at = [[point and _place(to_page.transform(point), width, tall) for point in one] for one in numbers.points]
-        colours = [SERIES[i % len(SERIES)] for i in range(len(at))]
-        content = {"nearest": numbers.nearest, "shares": list(numbers.shares), "colours": colours, "at": at}
-        plot = Markup(' data-plot="{}"').format(json.dumps(content, separators=(",", ":")))
-    opening = Markup('<svg viewBox="0 0 {:g} {:g}" role="img" aria-label="{}"{}>').format(width, tall, alt, plot)
-    element = opening + Markup(_own_ids(body, alt))
-    if not numbers:
-        return Drawing(element, alt)
+    if numbers is None or not numbers.rows:
+        return Drawing(_element(body, width, tall, alt), alt)
+    to_page = axes.transData + figure.transFigure.inverted()
+    at = [[point and _place(to_page.transform(point), width, tall) for point in one] for one in numbers.points]
+    colours = [SERIES[i % len(SERIES)] for i in range(len(at))]
+    plot = {"nearest": numbers.nearest, "shares": list(numbers.shares), "colours": colours, "at": at}
+    element = _element(
+        body, width, tall, alt, Markup(' data-plot="{}"').format(json.dumps(plot, separators=(",", ":")))
+    )
     return Drawing(element, alt, tuple(numbers.header), tuple(tuple(map(_cell, row)) for row in numbers.rows))
 
 
@@ -262,6 +260,11 @@ def _drawn(figure: "Figure") -> tuple[str, float, float]:
     for name, colour in COLOURS.items():
         body = body.replace(colour, f"var(--{name},{colour})")
     return body, float(width), float(tall)
+
+
+def _element(body: str, width: float, tall: float, alt: str, plot: str = "") -> Markup:
+    opening = Markup('<svg viewBox="0 0 {:g} {:g}" role="img" aria-label="{}"{}>').format(width, tall, alt, plot)
+    return opening + Markup(_own_ids(body, alt))
 
 
 def _place(share: Sequence[float], width: float, tall: float) -> list[float]:

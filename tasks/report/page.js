@@ -105,7 +105,8 @@
       this.frame.append(this.tip);
       this.row = null;
       this.listen();
-      if (this.series.length > 1) this.offer(figure);
+      const lines = this.svg.querySelectorAll("[data-series]");
+      if (lines.length > 1 && lines.length === this.series.length) this.offer(figure, lines);
     }
 
     listen() {
@@ -121,9 +122,9 @@
     }
 
     // One button a series, in place of the legend in the drawing, which cannot be pressed.
-    offer(figure) {
+    offer(figure, lines) {
       const buttons = this.series.map((series, i) => {
-        const line = this.svg.querySelector(`[data-series="${i}"]`);
+        const line = lines[i];
         const sample = drawn("svg", { viewBox: "0 0 24 8", width: 24, height: 8, "aria-hidden": "true" });
         sample.append(drawn("path", { d: "M0 4H24", style: line.querySelector("path").getAttribute("style") }));
         const made = element("button", { type: "button", "aria-pressed": "true" }, sample, series.name);
@@ -192,14 +193,15 @@
       this.place(told[0].at[row]);
     }
 
-    // Beside the point, on the side that has room.
+    // Beside the point and above it, or on the other side where there is no room.
     place([x, y]) {
       const scale = this.svg.getBoundingClientRect().width / this.box.width;
       this.tip.style.left = "0"; // Near the edge it would be measured with its lines broken.
       const [left, top, room] = [x * scale, y * scale, this.frame.clientWidth];
       const beside = left + 12 + this.tip.offsetWidth <= room ? left + 12 : left - 12 - this.tip.offsetWidth;
       this.tip.style.left = `${Math.max(0, Math.min(beside, room - this.tip.offsetWidth))}px`;
-      this.tip.style.top = `${Math.max(0, top - this.tip.offsetHeight - 8)}px`;
+      const above = top - 8 - this.tip.offsetHeight;
+      this.tip.style.top = `${above >= 0 ? above : top + 8}px`;
     }
   }
 

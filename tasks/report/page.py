@@ -120,9 +120,9 @@ class Picture:
     caption: str
 
     def html(self) -> Markup:
-        return Markup(
-            '<figure class="picture"><img src="{}" alt="{}" loading="lazy"><figcaption>{}</figcaption></figure>'
-        ).format(self.uri, self.alt, inline(self.caption))
+        return Markup('<figure class="picture"><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>').format(
+            self.uri, self.alt, inline(self.caption)
+        )
 
 
 @dataclass(frozen=True)

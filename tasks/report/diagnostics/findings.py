@@ -42,7 +42,7 @@ def _how_good(run: Run) -> str:
     said = f"The model gets {percent(whole['accuracy'])} of {count(whole['samples'], 'test sample')} right"
     if run.summary:
         sent, seconds = run.summary["bytes_up"] + run.summary["bytes_down"], run.summary["virtual_seconds"]
-        said += f", for {size(sent)} sent and {duration(seconds)} on the devices"
+        said += f", for {size(sent)} sent and {duration(seconds)} on the devices' clock"
     return said + "."
 
 
@@ -109,7 +109,7 @@ def _tiles(run: Run) -> Iterator[tuple[str, str, str]]:
         yield "Time on the devices", duration(run.summary["virtual_seconds"]), f"virtual, {_steps(run.summary)}"
         epsilon = run.summary["epsilon"]
         remark = "no formal promise" if epsilon is None else f"at delta {number(run.summary['delta'])}"
-        yield "Privacy loss (epsilon)", "no bound" if epsilon is None else number(epsilon), remark
+        yield "Privacy loss (epsilon)", "∞" if epsilon is None else number(epsilon), remark
     if most := strongest(found for found in recoveries(run) if found.total and not found.malicious):
         yield (
             "Read back out of messages",

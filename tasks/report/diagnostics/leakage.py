@@ -47,7 +47,7 @@ def leakage(run: Run) -> Panel | None:
             blocks += [Heading("What follows from it"), Points(points)]
     blocks += _gallery(run, tried)
     if tried:
-        blocks += [Heading("Attack by attack"), Folded(count(len(tried), "attempt"), [_table(tried)])]
+        blocks.append(Folded(f"Attack by attack: {count(len(tried), 'attempt')}", [_table(tried)]))
     if skipped := dict.fromkeys((row["attack"], row["verdict"]) for row in results if not row["applicable"]):
         blocks.append(Table("Attacks that could not be tried", ("attack", "why"), list(skipped), numeric=False))
     if not results:
