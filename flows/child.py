@@ -30,7 +30,8 @@ def main(identity: str) -> int:
         registered = client.read_flow_run(UUID(identity))
     try:
         with Display(Console(width=WIDE)):
-            run_flow(pipeline, flow_run=registered)
+            # It has its name already, which is that of its experiment.
+            run_flow(pipeline.with_options(flow_run_name=registered.name), flow_run=registered)
     except Exception as error:
         print(f"{REFUSED}{error}", flush=True)
         return 1

@@ -35,7 +35,7 @@ def deployment(name: str, entry: Pipeline) -> RunnerDeployment:
     """A pipeline that can be triggered. Its overrides are read when it runs, so an edited file counts at once."""
     return pipeline.to_deployment(
         name=name,
-        description=_describe(entry.description, entry.changes),
+        description=_describe(entry),
         parameters={"pipeline": name},
         tags=list(entry.tags),
         schedule=schedule(entry.schedule) if entry.schedule else None,
@@ -48,7 +48,7 @@ def sweep_deployment(name: str, entry: Sweep) -> RunnerDeployment:
     """A sweep that can be triggered; one run of it at a time, for a second would wait for the same cells."""
     return sweep.to_deployment(
         name=name,
-        description=_describe(entry.description, entry.model_dump(mode="json", include={"list", "grid"})),
+        description=f"{entry.description}\n\n{_yaml(entry.model_dump(mode='json', exclude_defaults=True))}",
         parameters={"name": name},
         tags=list(entry.tags),
         schedule=schedule(entry.schedule) if entry.schedule else None,
@@ -69,14 +69,18 @@ def serve_all(main: Path, chosen: dict[str, Pipeline], sweeps: dict[str, Sweep])
         serve(*deployments, limit=RUNS, pause_on_shutdown=False)
 
 
-def _describe(description: str, changes: dict[str, Any]) -> str:
-    if not changes:
-        return description
+def _describe(entry: Pipeline) -> str:
+    if not entry.changes:
+        return entry.description
+    return f"{entry.description}\n\n{_yaml(entry.changes)}"
+
+
+def _yaml(values: dict[str, Any]) -> str:
     from io import StringIO
 
     text = StringIO()
-    YAML().dump(changes, text)
-    return f"{description}\n\n```yaml\n{text.getvalue()}```"
+    YAML().dump(values, text)
+    return f"```yaml\n{text.getvalue()}```"
 
 
 class _Quiet(SimpleHTTPRequestHandler):

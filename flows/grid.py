@@ -50,6 +50,10 @@ CASE = "case"
 """The column for the names of the cases in a sweep's list."""
 
 
+UNREGISTERED = {"aggregate": {"registry": None}}
+"""A cell is one of many tries: its model goes into the registry only where the sweep says so."""
+
+
 def cells(main: Path, name: str, known: Pipelines) -> list[Cell]:
     """The cells of the sweep called ``name``, case by case, the last field of the grid varying fastest.
 
@@ -90,7 +94,7 @@ def words(value: Any) -> str:
 
 def _changes(sweep: Sweep, case: Case | None, point: Sequence[Any]) -> dict[str, Any]:
     nested = (_nested(field, value) for field, value in zip(sweep.grid, point, strict=True))
-    return overrides.merge(sweep.overrides, case.overrides if case else {}, *nested)
+    return overrides.merge(UNREGISTERED, sweep.overrides, case.overrides if case else {}, *nested)
 
 
 def _nested(field: str, value: Any) -> dict[str, Any]:

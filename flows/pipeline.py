@@ -72,6 +72,7 @@ def pipeline(
     overrides: Overrides = Overrides(),  # noqa: B008 - never written to
     stages: list[Stage] | None = None,
     force: bool = False,
+    experiment: str | None = None,
 ) -> dict[str, Any]:
     """Runs a pipeline of `pipelines.yaml`.
 
@@ -80,6 +81,7 @@ def pipeline(
         overrides: what differs from the pipeline's own parameters in this run
         stages: stages wanted, with what they depend on; none means those of the pipeline
         force: run the wanted stages even where nothing has changed
+        experiment: run in a copy of the checkout even without overrides, and keep the run under this name
 
     Returns the run's name, what each stage did and how long it took, and the path of the report if there is one.
     """
@@ -91,11 +93,11 @@ def pipeline(
     changes = merge(chosen.changes, given(overrides))
     settings = checkout.resolve(main, changes, f"params.yaml with the overrides of this run ({pipeline})")
     checkout.check(main)
-    name = _name(main)
+    name = experiment or _name(main)
     tags = {"prefect.flow_run_id": str(runtime.flow_run.id), "fedloom.pipeline": pipeline, "fedloom.run": name}
     with (
         tracking.pipeline_run(name, settings, tags) as parent,
-        _place(main, name, changes, settings, say) as folder,
+        _place(main, name, changes, settings, say, not (changes or experiment)) as folder,
     ):
         wanted = list(stages or chosen.stages)
         outcomes = {}
@@ -126,13 +128,18 @@ def _name(main: Path) -> str:
 
 
 @contextlib.contextmanager
-def _place(main: Path, name: str, changes: dict[str, Any], settings: Params, say: checkout.Say) -> Iterator[Path]:
-    """The folder to run in. Runs with the same parameters wait for each other: the second finds all in the cache."""
+def _place(
+    main: Path, name: str, changes: dict[str, Any], settings: Params, say: checkout.Say, here: bool
+) -> Iterator[Path]:
+    """The folder to run in, the checkout itself if ``here``.
+
+    Runs with the same parameters wait for each other: the second finds all in the cache.
+    """
     with contextlib.ExitStack() as stack:
-        if not changes:
+        if here:
             stack.enter_context(checkout.exclusive(main, "checkout", say))
         stack.enter_context(checkout.exclusive(main, f"params-{checkout.fingerprint(settings)}", say))
-        if not changes:
+        if here:
             yield main
         else:
             yield stack.enter_context(checkout.worktree(main, name, changes, say))

@@ -153,14 +153,18 @@ class _Sweep:
         created = await client.create_flow_run(
             pipeline,
             name=trial.experiment,
-            parameters={"pipeline": self.entry.pipeline, "overrides": self._overrides(trial)},
+            parameters={
+                "pipeline": self.entry.pipeline,
+                "overrides": self._overrides(trial),
+                "experiment": trial.experiment,
+            },
             tags=[f"sweep:{self.name}"],
             parent_task_run_id=parent.id,
         )
         return created.id
 
     def _overrides(self, trial: Trial) -> dict[str, Any]:
-        """What the cell changes, and always the workers too, so that it runs in a copy of the checkout."""
+        """What the cell changes, and how many workers it gets, so that cells side by side share the cores."""
         base = self.known.pipelines[self.entry.pipeline].changes
         workers = self.entry.resources.workers
         if workers is None:

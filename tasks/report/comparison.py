@@ -202,7 +202,7 @@ class Comparison:
     def _chart(self, measure: Measure) -> Figure:
         on = self.fronts[measure.name]
         points = self.points(measure)
-        spots = [Spot(str(p.index + 1), p.cost, p.accuracy, p.index in on) for p in points]
+        spots = [Spot(str(p.index + 1), self._name(p.index), p.cost, p.accuracy, p.index in on) for p in points]
         names = ", ".join(str(i + 1) for i in sorted(on))
         alt = f"Accuracy against {measure.name} of {count(len(points), 'cell')}; on the Pareto front: {names}"
         return Figure(scatter(alt, measure.name, "accuracy", spots, measure.tell), f"Accuracy against {measure.name}")

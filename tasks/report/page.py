@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from markupsafe import Markup, escape
 
-SCRIPTS: tuple[str, ...] = ("sort.js",)
+from tasks.report.figures import Drawing
+
+SCRIPTS = ("page.js", "sort.js")
 """Files beside this one that the page runs. Their text is in the page, and no other script runs there: see `render`."""
 
 
@@ -29,6 +31,17 @@ class Text:
 
     def html(self) -> Markup:
         return Markup("<p>{}</p>").format(inline(self.text))
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The few sentences that come before all others, one a line."""
+
+    sentences: Sequence[str]
+
+    def html(self) -> Markup:
+        lines = (Markup("<p>{}</p>").format(inline(sentence)) for sentence in self.sentences)
+        return Markup('<div class="headline">{}</div>').format(Markup().join(lines))
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Table:
 
     def html(self) -> Markup:
         head = Markup().join(Markup('<th scope="col">{}</th>').format(name) for name in self.header)
-        body = Markup().join(self._row(row) for row in self.rows)
+        body = Markup("\n").join(self._row(row) for row in self.rows)
         # On a phone columns of words stand below each other; numbers stay beside each other in a frame that scrolls,
         # and that takes the focus so that a keyboard can scroll it too.
         kind = "numeric" if self.numeric else "stacked" if len(self.header) > 2 else "words"
@@ -96,10 +109,9 @@ class Table:
 
     def _row(self, row: Sequence[str]) -> Markup:
         named = zip(self.header[1:], row[1:], strict=True)
-        cells = (
-            Markup('<td data-column="{}"{}>{}</td>').format(name, _sorted_by(cell), inline(cell))
-            for name, cell in named
-        )
+        # Only where columns of words stand below each other does a cell have to say which column it is of.
+        shape = Markup("<td{2}>{1}</td>") if self.numeric else Markup('<td data-column="{0}"{2}>{1}</td>')
+        cells = (shape.format(name, inline(cell), _sorted_by(cell)) for name, cell in named)
         # Names such as membership/loss_threshold may break at their joints, and nowhere else.
         name = Markup(re.sub(r"([/_])", r"\1<wbr>", str(escape(row[0]))))
         return Markup('<tr><th scope="row">{}</th>{}</tr>').format(name, Markup().join(cells))
@@ -113,13 +125,17 @@ def _sorted_by(cell: str) -> Markup:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing as SVG of our own making (:func:`tasks.report.figures.svg`), with what it shows in words."""
+    """A drawing of our own making (:mod:`tasks.report.figures`) under what it shows in words, and over its numbers."""
 
-    svg: Markup
+    drawing: Drawing
     caption: str
 
     def html(self) -> Markup:
-        return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(self.svg, self.caption)
+        drawn = self.drawing
+        numbers = Folded("Numbers", [Table(drawn.alt, drawn.header, drawn.rows)]).html() if drawn.rows else ""
+        return Markup('<figure class="chart"><figcaption>{}</figcaption><div class="plot">{}</div>{}</figure>').format(
+            self.caption, drawn.svg, numbers
+        )
 
 
 @dataclass(frozen=True)
@@ -131,9 +147,21 @@ class Picture:
     caption: str
 
     def html(self) -> Markup:
-        return Markup(
-            '<figure class="picture"><img src="{}" alt="{}" loading="lazy"><figcaption>{}</figcaption></figure>'
-        ).format(self.uri, self.alt, inline(self.caption))
+        return Markup('<figure class="picture"><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>').format(
+            self.uri, self.alt, inline(self.caption)
+        )
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Small pictures that belong together, side by side on a phone too; ``name`` says of what they are."""
+
+    name: str
+    pictures: Sequence[Picture]
+
+    def html(self) -> Markup:
+        shown = Markup().join(picture.html() for picture in self.pictures)
+        return Markup('<div class="strip" role="group" aria-label="{}">{}</div>').format(self.name, shown)
 
 
 @dataclass(frozen=True)
