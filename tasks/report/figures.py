@@ -213,12 +213,12 @@ def scatter(alt: str, x: str, y: str, spots: Sequence[Spot], tell: Callable[[flo
             axes.annotate(", ".join(marks), place, xytext=(5, 4), textcoords="offset points", fontsize=9)
         axes.set(xlabel=x, ylabel=y)
         axes.margins(0.12)
-        axes.yaxis.set_major_locator(_few_ticks())
+        axes.yaxis.set_major_locator(_few_ticks(whole=False))
         _in_percent(axes.yaxis)
         if logarithmic:
             axes.set_xscale("log")
             axes.minorticks_off()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=6) if logarithmic else _few_ticks())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=6) if logarithmic else _few_ticks(whole=False))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tell(value)))
         rows = [(f"{s.title}, {tell(s.x)}", s.y, s.x, "on it" if s.front else "") for s in spots]
         return Numbers(("name", y, x, "Pareto front"), rows, [[(s.x, s.y) for s in spots]], nearest="xy", shares=(1,))

@@ -98,6 +98,36 @@ def test_what_was_run_is_run_once(run):
     assert git(clone, "status", "--porcelain") == ""
 
 
+def test_a_sweep_compares_what_its_runs_measured(run):
+    checkout, _ = run
+    text = """
+pipelines: {default: {}}
+sweeps:
+  s:
+    list: [{name: short, overrides: {train: {rounds: 1}}}, {name: long}]
+    grid: {attack.messages: [1, 2]}
+    resources: {parallel: 2}
+"""
+    (checkout.folder / "pipelines.yaml").write_text(text)
+    said = checkout.fedloom("sweep", "s")
+    page = (checkout.folder / "reports" / "s.html").read_text()
+    client = mlflow.MlflowClient(f"sqlite:///{checkout.folder}/mlflow.db")
+    found = client.search_runs(["1"], "tags.`fedloom.sweep` = 's'")
+    assert len({run.data.tags["fedloom.run"] for run in found}) == 4
+    (head, *rows) = (line.split() for line in said.splitlines() if line.startswith(("cell ", "1 ", "2 ", "3 ", "4 ")))
+    assert [row[1:4] for row in rows] == [[case, n, "finished"] for case in ("short", "long") for n in ("1", "2")]
+    for parent in found:
+        name = parent.data.tags["fedloom.run"]
+        kept = git(checkout.folder, "for-each-ref", "--format=%(objectname)", f"refs/exps/**/{name}")
+        metrics = json.loads(git(checkout.folder, "show", f"{kept}:metrics/train.json"))
+        assert metrics["rounds"] == (1 if "short" in name else 3)
+        assert f'data-value="{metrics["bytes_up"]}"' in page
+        assert f'href="{name}.html"' in page and f"/runs/{parent.info.run_id}" in page
+        assert (checkout.folder / "reports" / f"{name}.html").exists()
+    # The models of so many tries are not for the registry.
+    assert len(client.search_model_versions("name='fedloom-wine-logistic'")) == 1
+
+
 def test_the_same_run_elsewhere_gives_the_same_hashes(run, tmp_path: Path):
     """Nothing of time, place or process is in the outputs of a stage."""
     checkout, _ = run
