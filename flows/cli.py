@@ -222,17 +222,20 @@ def list_(
 
 @app.command()
 def show(
-    method: Annotated[str, typer.Argument(help="The name of a method or pipeline, as `fedloom list` gives it.")],
+    method: Annotated[
+        str,
+        typer.Argument(help="The name of a method, pipeline or sweep, as `fedloom list` and `fedloom sweep` give it."),
+    ],
 ) -> None:
     """Explain a method: what it does, its equation and source, and its parameters with defaults and bounds."""
     from ruamel.yaml import YAML
 
-    from flows.pipelines import load, nearest
+    from flows.pipelines import nearest, read
     from tasks.params import methods
 
     main = _enter()
     found = [(place, cls) for place, classes in methods().items() for cls in classes if _name(cls) == method]
-    pipelines = load(main)
+    pipelines = {**read(main).pipelines, **read(main).sweeps}
     if not found and method not in pipelines:
         names = [_name(cls) for classes in methods().values() for cls in classes]
         raise Refused("method", method, f"unknown{nearest(method, sorted({*names, *pipelines}))}")

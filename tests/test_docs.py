@@ -51,6 +51,9 @@ ELSEWHERE = {
     "python -m tasks.<stage>": "tests/tasks/train/test_stage.py",
     "fedloom show": "tests/flows/test_cli.py",
     "fedloom replicate": "tests/flows/test_replicate.py",
+    "fedloom sweep": "tests/flows/test_sweep.py",
+    "dvc exp show": "tests/flows/test_sweep.py",
+    "dvc exp apply": "tests/flows/test_sweep.py",
     "dvc metrics diff": "Makefile",
     "python -m benchmarks": "tests/test_benchmarks.py",
 }

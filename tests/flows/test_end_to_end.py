@@ -114,7 +114,7 @@ sweeps:
     client = mlflow.MlflowClient(f"sqlite:///{checkout.folder}/mlflow.db")
     found = client.search_runs(["1"], "tags.`fedloom.sweep` = 's'")
     assert len({run.data.tags["fedloom.run"] for run in found}) == 4
-    (head, *rows) = (line.split() for line in said.splitlines() if line.startswith(("cell ", "1 ", "2 ", "3 ", "4 ")))
+    (_, *rows) = (line.split() for line in said.splitlines() if line.startswith(("cell ", "1 ", "2 ", "3 ", "4 ")))
     assert [row[1:4] for row in rows] == [[case, n, "finished"] for case in ("short", "long") for n in ("1", "2")]
     for parent in found:
         name = parent.data.tags["fedloom.run"]

@@ -193,6 +193,11 @@ def test_a_sweep_that_is_killed_goes_on_and_repeats_nothing(swept: Checkout, pre
     ] * 2
     assert all(run["parent_task_run_id"] for run in runs)
 
+    (name,) = (name for name in kept(swept) if name.startswith("s-b-messages-2-"))
+    swept.dvc("exp", "apply", name)
+    assert "rounds: 3" in (swept.folder / "params.yaml").read_text()
+    git(swept.folder, "reset", "-q", "--hard")
+
     # Nothing is left to do: no server is needed, and a deleted report comes back from the cache.
     (gone,) = (swept.folder / "reports").glob("s-a-messages-1-*.html")
     text = gone.read_text()
