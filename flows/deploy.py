@@ -6,17 +6,20 @@ import os
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
 from pathlib import Path
 
 from prefect import serve
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.schedules import Cron, Interval, Schedule
+from prefect.utilities.callables import ParameterSchema
 from ruamel.yaml import YAML
 
-from flows import checkout, pipelines
+from flows import checkout, form, pipelines
 from flows.pipeline import REPORTS, pipeline
 from flows.pipelines import Pipeline
 from flows.server import HOST
+from tasks.params import Params
 
 RUNS = 2
 """Runs at a time over all pipelines."""
@@ -29,9 +32,12 @@ def schedule(entry: pipelines.Schedule) -> Schedule:
     return Interval(entry.interval or 0.0, active=entry.active)
 
 
-def deployment(name: str, entry: Pipeline) -> RunnerDeployment:
-    """A pipeline that can be triggered. Its overrides are read when it runs, so an edited file counts at once."""
-    return pipeline.to_deployment(
+def deployment(name: str, entry: Pipeline, settings: Params) -> RunnerDeployment:
+    """A pipeline that can be triggered, with ``settings`` in its form.
+
+    What a schedule or a click on "Quick run" starts reads the files when it runs, so an edit counts at once.
+    """
+    made = pipeline.to_deployment(
         name=name,
         description=_describe(entry),
         parameters={"pipeline": name},
@@ -40,25 +46,40 @@ def deployment(name: str, entry: Pipeline) -> RunnerDeployment:
         concurrency_limit=entry.resources.concurrency,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    # Prefect makes a form of the flow's signature, which is the same for every pipeline.
+    made._parameter_openapi_schema = ParameterSchema(properties=form.properties(name, settings))
+    return made
 
 
 def serve_all(main: Path, chosen: dict[str, Pipeline]) -> None:
     """Deploys the pipelines and runs what is triggered until it is stopped. A refused parameter stops it at once."""
-    for name, entry in chosen.items():
-        checkout.resolve(main, entry.changes, f"pipelines.yaml: pipelines.{name}")
+    deployments = [
+        deployment(name, entry, checkout.resolve(main, entry.changes, f"pipelines.yaml: pipelines.{name}"))
+        for name, entry in chosen.items()
+    ]
     with _reports(main / "reports"):
         # The schedules belong to the deployments, which another process may serve too.
-        serve(*(deployment(*item) for item in chosen.items()), limit=RUNS, pause_on_shutdown=False)
+        serve(*deployments, limit=RUNS, pause_on_shutdown=False)
 
 
 def _describe(entry: Pipeline) -> str:
-    if not entry.changes:
-        return entry.description
-    from io import StringIO
+    """What the pipeline is for, what it changes, where it runs and when, in Markdown."""
+    where = "Runs in this checkout." if not entry.changes else "Runs in a copy; kept as a DVC experiment."
+    stages = ", ".join(entry.stages) or "all five"
+    parts = [entry.description, f"**Stages:** {stages}. {where}", f"**Starts:** {_when(entry.schedule)}"]
+    if entry.changes:
+        text = StringIO()
+        YAML().dump(entry.changes, text)
+        parts += ["**Differs from `params.yaml` in:**", f"```yaml\n{text.getvalue()}```"]
+    return "\n\n".join(part for part in parts if part)
 
-    text = StringIO()
-    YAML().dump(entry.changes, text)
-    return f"{entry.description}\n\n```yaml\n{text.getvalue()}```"
+
+def _when(entry: pipelines.Schedule | None) -> str:
+    if entry is None:
+        return "when you start it: *Quick run* as it stands, *Custom run* with parameters changed in a form."
+    every = f"`{entry.cron}` ({entry.timezone})" if entry.cron else f"every {entry.interval:g} seconds"
+    paused = "" if entry.active else " The schedule is paused: switch it on here."
+    return f"{every}, and when you start it.{paused}"
 
 
 class _Quiet(SimpleHTTPRequestHandler):
