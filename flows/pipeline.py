@@ -117,7 +117,8 @@ def pipeline(
     checkout.check(main)
     name = _name(main)
     tags = {"prefect.flow_run_id": str(runtime.flow_run.id), "fedloom.pipeline": pipeline, "fedloom.run": name}
-    _announce(typed)
+    tags["mlflow.note.content"] = f"{chosen.description}\n\n{_told(typed)}\n\n[Open the run in Prefect]({_page()})"
+    create_markdown_artifact(_told(typed), "changes", "What this run changes")
     with (
         tracking.pipeline_run(name, settings, tags) as parent,
         _place(main, name, changes, settings, say) as folder,
@@ -131,7 +132,10 @@ def pipeline(
             state.result()
             outcomes[planned.name] = (str(state.name).lower(), time.monotonic() - begun)
         report = checkout.publish_report(main, folder, name)
-        _show(outcomes, checkout.numbers(folder), report, parent)
+        numbers = checkout.numbers(folder)
+        if parent:
+            tracking.conclude(parent, numbers, report)
+        _show(outcomes, numbers, report, parent)
     return {"run": name, "stages": outcomes, "report": str(report) if report else None}
 
 
@@ -196,12 +200,19 @@ def _reason(name: str, failed: Failed) -> str:
     return "\n".join(lines).removeprefix("error: ")
 
 
-def _announce(typed: dict[str, Any]) -> None:
-    """Says what was asked for: the parameters that the UI keeps of a run are all that stood in its form."""
+def _told(typed: dict[str, Any]) -> str:
+    """What was asked for, in Markdown: the UI keeps all parameters of a form, whether they were changed or not."""
+    if not typed:
+        return "The parameters of the pipeline, as they stand."
     text = StringIO()
     YAML().dump(typed, text)
-    said = f"```yaml\n{text.getvalue()}```" if typed else "Nothing: the parameters of the pipeline, as they stand."
-    create_markdown_artifact(said, "changes", "What this run changes")
+    return f"```yaml\n{text.getvalue()}```"
+
+
+def _page() -> str:
+    """Where the Prefect UI shows this run."""
+    api = os.environ.get("PREFECT_API_URL", "")
+    return f"{api.removesuffix('/api')}/runs/flow-run/{runtime.flow_run.id}"
 
 
 def _show(outcomes: dict[str, tuple[str, float]], numbers: dict, report: Path | None, parent: str | None) -> None:
