@@ -8,15 +8,20 @@ from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
+from uuid import UUID
 
+from filelock import FileLock, Timeout
 from prefect import serve
+from prefect.client.orchestration import get_client
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Cron, Interval, Schedule
+from prefect.states import Crashed
 from prefect.utilities.callables import ParameterSchema
 from ruamel.yaml import YAML
 
 from flows import checkout, form, pipelines
-from flows.pipeline import REPORTS, pipeline
+from flows.pipeline import REPORTS, RUNNING, pipeline
 from flows.pipelines import Pipeline
 from flows.server import HOST
 from tasks.params import Params
@@ -57,9 +62,24 @@ def serve_all(main: Path, chosen: dict[str, Pipeline]) -> None:
         deployment(name, entry, checkout.resolve(main, entry.changes, f"pipelines.yaml: pipelines.{name}"))
         for name, entry in chosen.items()
     ]
+    bury(main)
     with _reports(main / "reports"):
         # The schedules belong to the deployments, which another process may serve too.
         serve(*deployments, limit=RUNS, pause_on_shutdown=False)
+
+
+def bury(main: Path) -> None:
+    """Marks runs as crashed whose process ended with the one that served them, so that they can be retried.
+
+    Only who serves a run notices that its process was killed; when both are, it stays `Running` for ever.
+    """
+    with get_client(sync_client=True) as client:
+        for path in (main / ".fedloom" / "locks").glob(f"{RUNNING}*.lock"):
+            with contextlib.suppress(Timeout, ObjectNotFound), FileLock(path, timeout=0):
+                run = client.read_flow_run(UUID(path.stem.removeprefix(RUNNING)))
+                if run.state and run.state.is_running():
+                    client.set_flow_run_state(run.id, Crashed(message="Its process was gone; it can be retried."), True)
+                path.unlink()
 
 
 def _describe(entry: Pipeline) -> str:

@@ -41,6 +41,10 @@ REPORTS = "FEDLOOM_REPORTS_URL"
 """Environment variable: where `fedloom serve` shows the folder of reports."""
 
 
+RUNNING = "run-"
+"""How the name of the lock begins that a run holds as long as it lives, followed by its id."""
+
+
 class StageFailed(RuntimeError):
     """A stage that refused its input or broke down; the message is the reason in the words of the stage."""
 
@@ -120,6 +124,7 @@ def pipeline(
     tags["mlflow.note.content"] = f"{chosen.description}\n\n{_told(typed)}\n\n[Open the run in Prefect]({_page()})"
     create_markdown_artifact(_told(typed), "changes", "What this run changes")
     with (
+        checkout.exclusive(main, f"{RUNNING}{runtime.flow_run.id}", say),
         tracking.pipeline_run(name, settings, tags) as parent,
         _place(main, name, changes, settings, say) as folder,
     ):

@@ -120,8 +120,8 @@ def _started(main: Path, port: int, services: bool) -> Iterator[str]:
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     log = main / ".fedloom" / "prefect" / "server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    # Without its own address the UI looks for the API on the default port.
-    environment = {**os.environ, "PREFECT_SERVER_UI_API_URL": url}
+    # Without its own address the UI looks for the API on the default port, and notifications have no link.
+    environment = {**os.environ, "PREFECT_SERVER_UI_API_URL": url, "PREFECT_UI_URL": url.removesuffix("/api")}
     environment.pop("PREFECT_API_URL", None)
     with log.open("w") as output:
         process = subprocess.Popen(

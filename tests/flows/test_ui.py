@@ -200,7 +200,9 @@ def test_a_failed_run_tells_a_webhook(small, prefect_server):
         hook.shutdown()
     (message,) = told
     name = call(prefect_server, f"flow_runs/{bad}")["name"]
-    assert all(part in message["text"] for part in (name, "small", "Failed", "brings bad luck", bad))
+    assert message["text"].startswith(f"Fedloom run {name} of pipeline small is Failed:")
+    assert "brings bad luck" in message["text"]
+    assert message["text"].endswith(f"{prefect_server.removesuffix('/api')}/runs/flow-run/{bad}")
     assert call(prefect_server, "automations/filter", {}) == []
 
 
@@ -223,6 +225,24 @@ def test_schedules_that_collide_queue(checkout, prefect_server):
     assert all(run["name"].startswith(("left-", "right-")) for run in runs)
     assert checkout.ran() == ["train", "aggregate", "attack", "report"]
     assert "up to date" in checkout.dvc("status")
+
+
+def test_a_run_that_died_with_its_server_can_be_retried_after_the_restart(checkout, prefect_server):
+    checkout.edit("params.yaml", "lr: 0.5", "lr: 0.25")
+    pipeline = "pipelines:\n  orphan: {stages: [train]}\n"
+    checkout.environment["FEDLOOM_TEST_WAIT"] = "train=1000"
+    with served(checkout, prefect_server, pipeline) as found:
+        run = start(prefect_server, found["orphan"])
+        until(lambda: checkout.log.exists())
+        for pid in processes(checkout):
+            os.kill(pid, signal.SIGKILL)
+    assert state(prefect_server, run)["type"] == "RUNNING"
+    del checkout.environment["FEDLOOM_TEST_WAIT"]
+    with served(checkout, prefect_server, pipeline):
+        until(lambda: state(prefect_server, run)["type"] == "CRASHED")
+        call(prefect_server, f"flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}})
+        until(lambda: state(prefect_server, run)["type"] == "RUNNING")
+        reaches(prefect_server, run, "COMPLETED")
 
 
 STOPPED = ["COMPLETED", "FAILED", "CRASHED"]
