@@ -233,7 +233,7 @@ def test_a_run_that_died_with_its_server_can_be_retried_after_the_restart(checko
     checkout.environment["FEDLOOM_TEST_WAIT"] = "train=1000"
     with served(checkout, prefect_server, pipeline) as found:
         run = start(prefect_server, found["orphan"])
-        until(lambda: checkout.log.exists())
+        until(checkout.log.exists)
         for pid in processes(checkout):
             os.kill(pid, signal.SIGKILL)
     assert state(prefect_server, run)["type"] == "RUNNING"
