@@ -309,6 +309,34 @@ def serve(
 
 
 @app.command()
+def notify(
+    url: Annotated[str | None, typer.Argument(help="A webhook, such as Slack's or Mattermost's.")] = None,
+    off: Annotated[bool, typer.Option("--off", help="Stop it.")] = False,
+) -> None:
+    """Have the Prefect server call a webhook when a served run fails or crashes.
+
+    The server must be running (`fedloom serve`); it keeps the address, as an automation that its UI shows.
+    """
+    from flows import server
+
+    main = _enter()
+    if (url is None) != off:
+        raise Refused("notify", url, "needs the URL of a webhook, or --off")
+    server.prepare(main)
+    found = server.found(main)
+    if found is None:
+        raise Refused("notify", None, "no Prefect server is running", "Start it with `fedloom serve`")
+    os.environ["PREFECT_API_URL"] = found
+    from flows import notify as automation
+
+    if url is None:
+        out.print("There is no notification any more." if automation.forget() else "There was none.")
+    else:
+        automation.notify(url)
+        out.print(f"Runs that fail or crash are told to {url}.", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def report(open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False) -> None:
     """Print the path of the newest report."""
     newest = _newest(_enter())

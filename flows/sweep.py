@@ -6,6 +6,7 @@ one that was edited runs what is new in it.
 """
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from rich.console import Console
 from flows import checkout, overrides, pipelines
 from flows.board import Board
 from flows.display import REFUSED
-from flows.pipeline import REPORTS, pipeline
+from flows.pipeline import REPORTS, RUNNING, pipeline
 from flows.pipelines import Pipelines
 from flows.process import Failed, follow
 from flows.trials import Trial, finish, plan, publish
@@ -64,7 +65,10 @@ async def sweep(name: str, parallel: int | None = None) -> dict[str, Any]:
     known = pipelines.read(main)
     entry = pipelines.pick_sweep(name, known.sweeps)
     at_once = parallel or entry.resources.parallel
-    with checkout.exclusive(main, f"sweep-{name}", say):
+    with (
+        checkout.exclusive(main, f"{RUNNING}{runtime.flow_run.id}", say),
+        checkout.exclusive(main, f"sweep-{name}", say),
+    ):
         trials = plan(main, name, known)
         with Board(CONSOLE.get(), trials) as board:
             await _Sweep(main, name, known, trials, board, at_once).run()
@@ -155,7 +159,7 @@ class _Sweep:
             name=trial.experiment,
             parameters={
                 "pipeline": self.entry.pipeline,
-                "overrides": self._overrides(trial),
+                "further": [f"{section}={json.dumps(value)}" for section, value in self._changes(trial).items()],
                 "experiment": trial.experiment,
             },
             tags=[f"sweep:{self.name}"],
@@ -163,7 +167,7 @@ class _Sweep:
         )
         return created.id
 
-    def _overrides(self, trial: Trial) -> dict[str, Any]:
+    def _changes(self, trial: Trial) -> dict[str, Any]:
         """What the cell changes, and how many workers it gets, so that cells side by side share the cores."""
         base = self.known.pipelines[self.entry.pipeline].changes
         workers = self.entry.resources.workers

@@ -159,8 +159,10 @@ class MLflowTracker(Tracker):
         if "DVC_STAGE" in os.environ:
             tags["dvc.key"] = dvc_key(os.environ["DVC_STAGE"])
         mlflow = _mlflow()
+        # With the name of the whole: a chart of several runs has nothing else to tell them apart.
+        whole = mlflow.MlflowClient().get_run(self.parent).info.run_name
         self.run_id = mlflow.start_run(
-            experiment_id=_experiment(), run_name=self.stage, parent_run_id=self.parent, tags=tags
+            experiment_id=_experiment(), run_name=f"{whole} {self.stage}", parent_run_id=self.parent, tags=tags
         ).info.run_id
         section = getattr(self.settings, self.stage, None)
         if section is not None:
@@ -250,6 +252,16 @@ def pipeline_run(name: str, settings: BaseModel, tags: Mapping[str, str]) -> Ite
         if run_id:
             with contextlib.suppress(Exception):
                 _mlflow().MlflowClient().set_terminated(run_id, status)
+
+
+def conclude(run_id: str, numbers: Mapping[str, Any], report: Path | None) -> None:
+    """Puts what came of a pipeline on its parent run: the numbers of all stages, restored ones too, and the report."""
+    try:
+        _log_metrics(run_id, _points(numbers, None))
+        if report:
+            _mlflow().MlflowClient().log_artifact(run_id, str(report))
+    except Exception as error:
+        _complain(error)
 
 
 def record(
