@@ -1,5 +1,6 @@
 """Running a command so that it can be watched, stopped as a whole, and asked what went wrong."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -63,6 +64,48 @@ def run(
     if code:
         raise Failed(command, code, output)
     return output
+
+
+async def follow(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], hear: Callable[[str], None]
+) -> None:
+    """Runs ``command`` in a process group of its own, beside others; ``hear`` gets each line of its output at once.
+
+    ``environment`` is the whole of it. Whatever ends the wait ends the whole group.
+
+    Raises
+    ------
+    Failed
+        Where the command ends with an error.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=folder,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+        limit=1 << 20,
+    )
+    output = []
+    try:
+        async for line in process.stdout:
+            output.append(line.decode(errors="replace").rstrip())
+            hear(output[-1])
+        status = await process.wait()
+    except BaseException:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), GRACE)
+                break
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+    if status:
+        raise Failed(command, status, output)
 
 
 def stop(process: subprocess.Popen) -> None:

@@ -33,6 +33,8 @@ def prepare(main: Path) -> None:
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(int(PATIENCE)),
         "PREFECT_LOGGING_LEVEL": "INFO",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -118,8 +120,8 @@ def _started(main: Path, port: int, services: bool) -> Iterator[str]:
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     log = main / ".fedloom" / "prefect" / "server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    # Without its own address the UI looks for the API on the default port.
-    environment = {**os.environ, "PREFECT_SERVER_UI_API_URL": url}
+    # Without its own address the UI looks for the API on the default port, and notifications have no link.
+    environment = {**os.environ, "PREFECT_SERVER_UI_API_URL": url, "PREFECT_UI_URL": url.removesuffix("/api")}
     environment.pop("PREFECT_API_URL", None)
     with log.open("w") as output:
         process = subprocess.Popen(

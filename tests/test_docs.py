@@ -44,6 +44,7 @@ ELSEWHERE = {
     "make prefect": "tests/flows/test_serve.py",
     "make mlflow": "tests/flows/test_serve.py",
     "fedloom serve": "tests/flows/test_serve.py",
+    "fedloom notify": "tests/flows/test_ui.py",
     "fedloom report --open": "tests/flows/test_cli.py",
     "python -m tasks.partition": "tests/tasks/partition/test_docs.py",
     "python -m tasks.promotion": "tests/flows/test_drift.py",
@@ -52,7 +53,11 @@ ELSEWHERE = {
     "python -m tasks.<stage>": "tests/tasks/train/test_stage.py",
     "fedloom show": "tests/flows/test_cli.py",
     "fedloom replicate": "tests/flows/test_replicate.py",
+    "fedloom sweep": "tests/flows/test_sweep.py",
+    "dvc exp show": "tests/flows/test_sweep.py",
+    "dvc exp apply": "tests/flows/test_sweep.py",
     "dvc metrics diff": "Makefile",
+    "dvc repro -s": "tests/flows/test_pipeline.py",
     "python -m benchmarks": "tests/test_benchmarks.py",
 }
 """Commands that are not run here, and the file whose tests run them."""
@@ -149,6 +154,12 @@ def test_the_commands_for_contributors_work(checkout):
 def test_the_commands_on_training_work(checkout):
     checkout.run("make run")
     for command in commands(ROOT / "docs" / "training.md"):
+        checkout.run(command)
+
+
+def test_the_commands_on_orchestration_work(checkout):
+    checkout.run("make run")
+    for command in commands(ROOT / "docs" / "orchestration.md"):
         checkout.run(command)
 
 

@@ -137,6 +137,10 @@ class Run:
         kind = {".png": "image/png", ".svg": "image/svg+xml"}[file.suffix]
         return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
+    def reconstruction(self, path: str) -> Tree:
+        """What an attack made of a message beside the originals: ``original``, ``reconstruction`` and ``labels``."""
+        return read_tree(self.folder / "attack" / path)
+
     def _columns(self, name: str) -> dict[str, list[float | None]]:
         path = self.folder / name
         if not path.exists():

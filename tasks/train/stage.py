@@ -199,6 +199,9 @@ class Run:
 
     def _track(self, row: dict) -> None:
         self.tracker.metrics({name: value for name, value in row.items() if name != "round"}, row["round"])
+        # MLflow draws over steps alone: the same numbers once more, with the bytes that they took as the step.
+        spent = {f"by_bytes_up/{name}": row[name] for name in ("loss", "test_loss", "test_accuracy", "epsilon")}
+        self.tracker.metrics(spent, row["total_bytes_up"])
 
     def _save(self) -> None:
         run = self.coordinator
