@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_structure, tree_unflatten
 
 from tasks.train.engine.kernels import ON_CPU
 
@@ -48,19 +48,31 @@ def whole(function: Callable[..., Any], what: str) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        leaves, spec = tree_flatten(args)
-        shapes = tuple((leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves)
-        program = programs.get(shapes)
+        leaves: list[Tensor] = []
+        kind = _kind(args, leaves)
+        program = programs.get(kind)
         if program is None:
+            spec = tree_structure(args)
             try:
                 program = _compiled(function, leaves, spec)
             except Exception as error:
                 print(f"train: {what} cannot be compiled, so they run as they are ({_first_line(error)})")
                 program = _plain(function, spec)
-            programs[shapes] = program
+            programs[kind] = program
         return program(leaves)
 
     return run
+
+
+def _kind(value: Any, leaves: list[Tensor]) -> tuple:
+    """All that a program for ``value`` depends on but the numbers: names, shapes, strides. Adds to ``leaves`` its
+    tensors, in the order of ``tree_flatten``, which takes several times as long."""
+    if isinstance(value, Tensor):
+        leaves.append(value)
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, dict):
+        return tuple(value), *[_kind(inner, leaves) for inner in value.values()]
+    return len(value), *[_kind(inner, leaves) for inner in value]
 
 
 def _compiled(function: Callable[..., Any], leaves: list[Tensor], spec: TreeSpec) -> Callable[[list[Tensor]], Any]:
