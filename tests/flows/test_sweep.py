@@ -228,6 +228,45 @@ def test_a_sweep_killed_outright_leaves_no_cell_running(swept: Checkout):
     until(lambda: len(git(swept.folder, "worktree", "list").splitlines()) == 1)
 
 
+def test_a_sweep_is_started_and_cancelled_from_the_server(swept: Checkout, prefect_server: str):
+    (swept.folder / "pipelines.yaml").write_text(HEAD + "sweeps: {s: {grid: {attack.messages: [1, 2]}}}\n")
+    process = swept.start(sys.executable, "-m", "flows.cli", "serve", "s", FEDLOOM_TEST_WAIT="attack=6")
+    wanted = {"flows": {"name": {"any_": ["sweep"]}}, "deployments": {"name": {"any_": ["s"]}}}
+
+    def started() -> str:
+        (served,) = call(prefect_server, "deployments/filter", wanted)
+        return call(prefect_server, f"deployments/{served['id']}/create_flow_run", {})["id"]
+
+    def state(run: str) -> str:
+        return call(prefect_server, f"flow_runs/{run}")["state_type"]
+
+    def working() -> list[str]:
+        lines = swept.log.read_text().splitlines() if swept.log.exists() else []
+        return [pid for pid in (line.split()[-1] for line in lines) if Path(f"/proc/{pid}").exists()]
+
+    try:
+        until(lambda: call(prefect_server, "deployments/filter", wanted))
+        run = started()
+        until(working)
+        cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+        call(prefect_server, f"flow_runs/{run}/set_state", cancelling)
+        until(lambda: state(run) == "CANCELLED")
+        until(lambda: not working() and len(git(swept.folder, "worktree", "list").splitlines()) == 1)
+        assert kept(swept) == {}
+
+        run = started()
+        until(lambda: state(run) == "COMPLETED")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        print(process.communicate(timeout=60)[0])
+    assert len(kept(swept)) == 2 and "2 of 2 cells finished" in page(swept)
+    artifacts = call(prefect_server, "artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    found = {artifact["key"]: artifact for artifact in artifacts}
+    assert set(found) == {"sweep-progress", "cells", "comparison"}
+    assert found["sweep-progress"]["data"] == 100
+    assert [row["messages"] for row in json.loads(found["cells"]["data"])] == ["1", "2"]
+
+
 def page(checkout: Checkout) -> str:
     path = checkout.folder / "reports" / "s.html"
     return path.read_text() if path.exists() else ""
