@@ -198,7 +198,7 @@ class Run:
 
     def _track(self, row: dict) -> None:
         self.tracker.metrics({name: value for name, value in row.items() if name != "round"}, row["round"])
-        # MLflow draws over steps alone: the same numbers once more, with the bytes that they took as the step.
+        # MLflow draws over the step unless each chart is told otherwise: the same once more over the bytes it took.
         spent = {f"by_bytes_up/{name}": row[name] for name in ("loss", "test_loss", "test_accuracy", "epsilon")}
         self.tracker.metrics(spent, row["total_bytes_up"])
 
