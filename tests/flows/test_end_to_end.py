@@ -81,6 +81,7 @@ def test_the_registered_model_is_served_and_answers_as_the_network_does(run, tmp
     port = server.any_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/fedloom-wine-logistic/1"]
     elsewhere = Checkout(tmp_path)
+    del elsewhere.environment["PYTHONPATH"]
     elsewhere.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{checkout.folder}/mlflow.db"
     serving = elsewhere.start(*command, "--env-manager", "local", "-h", server.HOST, "-p", str(port))
     try:
