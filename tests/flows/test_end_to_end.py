@@ -1,25 +1,16 @@
 """The real stages under all four systems, on a federation that is small enough to train in seconds."""
 
 import json
-import os
 import shutil
-import signal
 import sys
 from collections import Counter
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pytest
-import torch
 from ruamel.yaml import YAML
 
-from flows import server
-from tasks.artifacts import read_tree
-from tasks.models import build
-from tasks.models.architectures import Logistic
-from tests.flows.conftest import Checkout, git, project, until
-from tests.flows.test_serve import call
+from tests.flows.conftest import Checkout, git, project
 
 SMALL = {
     "partition": {"dataset": {"name": "wine"}, "clients": 5, "split": {"name": "iid"}},
@@ -74,26 +65,6 @@ def test_mlflow_has_a_run_a_stage_that_leads_back_to_code_data_and_flow(run):
     assert parents[0].data.metrics["train.accuracy"] == max(accuracy, key=lambda point: point.step).value
     assert flow in parents[0].data.tags["mlflow.note.content"]
     assert [item.path for item in client.list_artifacts(parents[0].info.run_id)] == [f"{parents[0].info.run_name}.html"]
-
-
-def test_the_registered_model_is_served_and_answers_as_the_network_does(run, tmp_path):
-    checkout, _ = run
-    port = server.any_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/fedloom-wine-logistic/1"]
-    elsewhere = Checkout(tmp_path)
-    elsewhere.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{checkout.folder}/mlflow.db"
-    serving = elsewhere.start(*command, "--env-manager", "local", "-h", server.HOST, "-p", str(port))
-    try:
-        until(lambda: not server.free(port))
-        x = np.random.default_rng(0).normal(size=(5, 13)).astype(np.float32)
-        found = call(f"http://{server.HOST}:{port}", "invocations", {"inputs": x.tolist()})["predictions"]
-    finally:
-        os.killpg(serving.pid, signal.SIGTERM)
-        print(serving.communicate(timeout=60)[0])
-    network = build(Logistic(), (13,), 3, 0)
-    weights = read_tree(checkout.folder / "artifacts" / "aggregate" / "model.safetensors")
-    expected = network.apply(weights, torch.from_numpy(x)).softmax(-1).detach().numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_the_registered_model_answers_in_a_fresh_process_without_the_project(run, tmp_path):
