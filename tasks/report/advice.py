@@ -57,14 +57,11 @@ def remedies(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _against_leaks(run: Run) -> Iterator[tuple[str, str]]:
-    if run.leakage is None and not run.membership:
+    if not attacked(run):
         yield "Attack it.", "`attack.suite` lists attacks; until some have been tried, what leaks is unknown."
     found = list(recoveries(run))
-    for malicious, server in (
-        (False, "whoever reads messages"),
-        (True, "a server that sends models of its own making"),
-    ):
-        yield from _way_out([each for each in found if each.malicious is malicious], server)
+    yield from _way_out([each for each in found if not each.malicious], "whoever reads messages")
+    yield from _way_out([each for each in found if each.malicious], "a server that sends models of its own making")
 
 
 def _way_out(found: list[Recovery], server: str) -> Iterator[tuple[str, str]]:
@@ -138,6 +135,11 @@ def _sooner(run: Run) -> Iterator[tuple[str, str]]:
             f"Round {best['round']:,} had {percent(best['test_accuracy'])}, the end {percent(last['test_accuracy'])}: "
             "`train.early_stop` or a smaller learning rate keeps what was there.",
         )
+
+
+def attacked(run: Run) -> bool:
+    """Whether there was anything to attack, and an attack on it."""
+    return bool((run.leakage or {}).get("results") or run.membership)
 
 
 def tells(scores: dict[str, float]) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasks.partition.federation import Exchange
-from tasks.report.advice import remedies, tells
+from tasks.report.advice import attacked, remedies, tells
 from tasks.report.amounts import count, duration, number, percent, size
 from tasks.report.page import Block, Heading, Headline, Panel, Points, Tiles
 from tasks.report.recoveries import Recovery, behind, recoveries, sentences, strongest
@@ -31,11 +31,11 @@ def _headline(run: Run) -> Iterator[str]:
         yield _how_good(run)
     if run.summary:
         yield _promise(run.summary)
-    if run.leakage:
+    if run.leakage and run.leakage["results"]:
         yield _leak(run)
     if sure := [row["scores"]["auc"] for row in run.membership if tells(row["scores"])]:
         yield f"From the model alone an attacker tells who was trained on better than a coin (AUC {number(max(sure))})."
-    if not (run.leakage or run.membership):
+    if not attacked(run):
         yield "Nothing was attacked, so what the messages and the model give away is not known."
 
 
@@ -67,7 +67,7 @@ def _promise(summary: dict[str, Any]) -> str:
 
 def _leak(run: Run) -> str:
     """What the strongest attack on the messages as they were gets, from the worst of them and from all."""
-    bare = next((row["defence"] for row in run.leakage["results"]), None)
+    bare = run.leakage["results"][0]["defence"]
     found = [each for each in recoveries(run) if each.defence == bare and each.total]
     honest = strongest(each for each in found if not each.malicious)
     malicious = strongest(each for each in found if each.malicious)

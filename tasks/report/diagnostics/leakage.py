@@ -115,7 +115,7 @@ def _side_by_side(run: Run, same: list[dict]) -> list[Block]:
             guesses[row["defence"]] = made
     if not seen:
         return []
-    low, high = range_ = run.meta.range or _extent(original for original, _, _ in seen.values())
+    low, high = range_ = (run.meta and run.meta.range) or _extent(original for original, _, _ in seen.values())
     scored = [
         (original, label, {how: (made, psnr(original, made, high - low)) for how, made in guesses.items()})
         for original, label, guesses in seen.values()
@@ -132,20 +132,21 @@ def _side_by_side(run: Run, same: list[dict]) -> list[Block]:
 
 
 def _strip(run: Run, original: Tensor, label: int, guesses: dict[str, tuple[Tensor, float]], range_, row) -> Strip:
-    whom, name = (
+    whom, kind = (
         f"client {row['message']['client']} in round {row['message']['round']}",
         f"class “{_class(run, label)}”",
     )
-    pictures = [Picture(pixels(original, range_), f"Original of {whom}, {name}", f"original, {name}")]
+    pictures = [Picture(pixels(original, range_), f"Original of {whom}, {kind}", f"original, {kind}")]
     for defence, (made, score) in guesses.items():
-        how = f"{behind(defence)}, {number(score)} dB"
+        said = f"{behind(defence)}, {number(score)} dB"
         alt = f"What {row['attack']} made of it {behind(defence)}: {number(score)} dB"
-        pictures.append(Picture(pixels(made, range_), alt, how))
+        pictures.append(Picture(pixels(made, range_), alt, said))
     return Strip(f"A sample of {whom} and its reconstructions", pictures)
 
 
 def _class(run: Run, label: int) -> str:
-    return run.meta.class_names[label] if run.meta.class_names else str(label)
+    names = run.meta.class_names if run.meta else ()
+    return names[label] if names else str(label)
 
 
 def _extent(originals: Iterable[Tensor]) -> tuple[float, float]:
