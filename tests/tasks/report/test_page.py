@@ -114,11 +114,11 @@ def test_each_original_stands_beside_its_reconstructions_with_their_scores(finis
     order = sorted(range(len(scores[0])), key=lambda i: -max(of[i] for of in scores))[:SAMPLES]
     pictures = [img["attrs"] for img in document.all("img") if img["attrs"]["src"].startswith("data:image/png")]
     assert len(pictures) == 3 * len(order)
-    for place, (original, *made) in zip(order, zip(*[iter(pictures)] * 3, strict=True), strict=True):
+    for place, (original, *guesses) in zip(order, zip(*[iter(pictures)] * 3, strict=True), strict=True):
         pixels = Image.open(io.BytesIO(base64.b64decode(original["src"].split(",")[1])))
         assert np.array_equal(np.asarray(pixels), (kept[0]["original"][place, 0] * 255).round().byte().numpy())
         assert f"class “{int(kept[0]['labels'][place])}”" in original["alt"]
-        for how, of, picture in zip(("as recorded", "behind noise"), scores, made, strict=True):
+        for how, of, picture in zip(("as recorded", "behind noise"), scores, guesses, strict=True):
             assert picture["alt"].endswith(f"made of it {how}: {of[place]:.3g} dB")
 
 
