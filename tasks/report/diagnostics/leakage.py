@@ -95,8 +95,8 @@ def _gallery(run: Run, rows: list[dict]) -> list[Block]:
     if not shown:
         return []
     intro = Text(
-        "Each original, and beside it what the attacker made of its message, with the PSNR in dB: 20 is easy to "
-        "recognise, 30 hard to tell apart. The samples that leak most come first."
+        "Each original, and beside it what the attacker made of its message, with the PSNR in dB, the higher "
+        "the more alike. The samples that leak most come first."
     )
     few, more = shown[:OPEN], shown[OPEN:]
     left_out = len(worst_first) - len(worst_first[: run.params.report.pictures])
@@ -132,10 +132,8 @@ def _side_by_side(run: Run, same: list[dict]) -> list[Block]:
 
 
 def _strip(run: Run, original: Tensor, label: int, guesses: dict[str, tuple[Tensor, float]], range_, row) -> Strip:
-    whom, kind = (
-        f"client {row['message']['client']} in round {row['message']['round']}",
-        f"class “{_class(run, label)}”",
-    )
+    whom = f"client {row['message']['client']} in round {row['message']['round']}"
+    kind = f"class “{_class(run, label)}”"
     pictures = [Picture(pixels(original, range_), f"Original of {whom}, {kind}", f"original, {kind}")]
     for defence, (made, score) in guesses.items():
         said = f"{behind(defence)}, {number(score)} dB"
