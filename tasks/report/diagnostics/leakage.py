@@ -12,6 +12,7 @@ from tasks.report.pixels import pixels, psnr
 from tasks.report.recoveries import behind, recoveries
 from tasks.report.run import Run
 
+TITLE = "What leaks from the messages"
 LISTED = 200
 OPEN, SAMPLES = 2, 8
 """Messages whose pictures are not folded away, and most samples shown of a message."""
@@ -33,6 +34,10 @@ def leakage(run: Run) -> Panel | None:
     if not run.leakage:
         return None
     results = run.leakage["results"]
+    if not results:
+        # The last findings are those on the released model, which have a section of their own.
+        told = run.leakage["findings"][: len(run.leakage["findings"]) - len(run.membership)]
+        return Panel(TITLE, [Text(finding) for finding in told]) if told else None
     blocks: list[Block] = [
         Text(
             "Each recorded message was attacked as it crossed the wire, by someone who knows the model, the method and "
@@ -50,9 +55,7 @@ def leakage(run: Run) -> Panel | None:
         blocks.append(Folded(f"Attack by attack: {count(len(tried), 'attempt')}", [_table(tried)]))
     if skipped := dict.fromkeys((row["attack"], row["verdict"]) for row in results if not row["applicable"]):
         blocks.append(Table("Attacks that could not be tried", ("attack", "why"), list(skipped), numeric=False))
-    if not results:
-        blocks += [Text(finding) for finding in run.leakage["findings"]]
-    return Panel("What leaks from the messages", blocks)
+    return Panel(TITLE, blocks)
 
 
 def _overview(run: Run) -> Table:

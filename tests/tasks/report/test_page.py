@@ -259,6 +259,19 @@ def test_pictures_beyond_those_asked_for_are_left_in_their_folder(artifacts):
     assert not [img for img in page.all("img") if img["attrs"]["src"].startswith("data:image/png")]
 
 
+def test_where_no_message_was_attacked_the_page_does_not_say_that_one_was(artifacts, params):
+    def told(findings):
+        write_json(artifacts / "attack/leakage.json", {"findings": findings, "results": []})
+        return Document(made(Run(params, artifacts)))
+
+    on_model = [f"{row['attack']}." for row in read_json(artifacts / "attack/membership.json")]
+    assert "What leaks from the messages" not in [h["text"] for h in told(on_model).all("h2")]
+    page = told(["No message was recorded.", *on_model])
+    assert "What leaks from the messages" in [h["text"] for h in page.all("h2")]
+    assert "No message was recorded." in page.text
+    assert "Each recorded message was attacked" not in page.text
+
+
 def test_a_truncated_file_is_refused_by_name_rather_than_shown_in_part(artifacts, params):
     path = artifacts / "train/history.jsonl"
     path.write_text(path.read_text()[:-30])
