@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from tasks.report.amounts import count, number, percent
-from tasks.report.recoveries import NOUNS, behind
+from tasks.report.recoveries import NOUNS, Recovery, behind, recoveries, strongest
 from tasks.report.run import Run
 
 Row = dict[str, Any]
@@ -44,7 +44,7 @@ def remedies(run: Run) -> Iterator[tuple[str, str]]:
     """What to do next: a few words, and the measurement that asks for it with the setting that answers."""
     yield from _against_leaks(run)
     yield from _promises(run)
-    if members := [row for row in run.membership if _tells(row["scores"])]:
+    if members := [row for row in run.membership if tells(row["scores"])]:
         most = max(members, key=lambda row: row["scores"]["auc"])
         yield (
             "Hide who was trained on.",
@@ -57,34 +57,32 @@ def remedies(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _against_leaks(run: Run) -> Iterator[tuple[str, str]]:
-    if run.leakage is None and not run.membership:
+    if not attacked(run):
         yield "Attack it.", "`attack.suite` lists attacks; until some have been tried, what leaks is unknown."
-    results = [row for row in (run.leakage or {}).get("results", ()) if row["applicable"]]
-    rows = [row for row in results if "recovered" in row["scores"] and row["family"] != "inference"]
-    for malicious, server in ((False, "whoever reads the messages"), (True, "a server that sends models of its own")):
-        same = [row for row in rows if row["malicious"] is malicious]
-        yield from _cheapest_way_out(same, server, NOUNS[run.meta.kind] if run.meta else "samples")
+    found = list(recoveries(run))
+    yield from _way_out([each for each in found if not each.malicious], "whoever reads messages")
+    yield from _way_out([each for each in found if each.malicious], "a server that sends models of its own making")
 
 
-def _cheapest_way_out(rows: list[Row], server: str, noun: str) -> Iterator[tuple[str, str]]:
+def _way_out(found: list[Recovery], server: str) -> Iterator[tuple[str, str]]:
     """The defence behind which least is left of what ``server`` gets, if it gets anything."""
-    by_defence: dict[str, list[Row]] = {}
-    for row in rows:
-        by_defence.setdefault(row["defence"], []).append(row)
-    if not by_defence:
+    bare, *others = dict.fromkeys(each.defence for each in found) or ("none",)
+    worst = strongest(each for each in found if each.defence == bare and each.recovered)
+    if worst is None:
         return
-    bare, *others = by_defence
-    attack, start = _best(by_defence[bare])
-    if not start:
-        return
-    said = f"{attack} gives {server} {percent(start, 0)} of the {noun} behind the messages"
-    left = {name: _best(by_defence[name])[1] for name in others}
-    best = min(left, key=left.__getitem__, default=None)
-    if best is not None and left[best] < start:
-        yield "Defend the messages.", f"{said}; {behind(best)} it is {percent(left[best], 0)}."
+    alike = [each for each in found if each.nouns == worst.nouns]
+    left = [most for name in others if (most := strongest(each for each in alike if each.defence == name))]
+    said = f"{worst.attack} gives {server} {worst.got} {worst.nouns} from {count(worst.messages, 'message')}"
+    best = min(left, key=lambda each: each.share, default=None)
+    if best is not None and best.share < worst.share:
+        yield "Defend the messages.", f"{said}; {behind(best.defence)} {_at_most(best)}."
     else:
         tried = f", and {' and '.join(others)} did not help" if others else ""
         yield "Defend the messages.", f"{said}{tried}. `attack.defences` tries others on the same messages."
+
+
+def _at_most(found: Recovery) -> str:
+    return f"no attack gets more than {found.got}" if found.recovered else "no attack gets any"
 
 
 def _promises(run: Run) -> Iterator[tuple[str, str]]:
@@ -107,10 +105,17 @@ def _promises(run: Run) -> Iterator[tuple[str, str]]:
 
 def _for_the_worst_served(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
     clients, own = evaluation["per_client"], evaluation["personalised"]
-    if own and own["improved"] > own["worsened"]:
-        gain = f"{percent(own['before']['mean'])} to {percent(own['mean'])}"
-        yield "Personalise.", f"{own['name']} takes the mean client from {gain}, and more clients gain than lose."
-    elif clients["mean"] is not None and clients["mean"] - clients["worst_decile"] > UNEVEN:
+    if own and own["improved"] != own["worsened"]:
+        change = f"With models of their own ({own['name']}) the mean client gets {percent(own['mean'])}, with the one "
+        change += f"model {percent(own['before']['mean'])}"
+        if own["improved"] > own["worsened"]:
+            yield "Give clients their own.", f"{change}; {own['improved']:,} gain and {own['worsened']:,} lose."
+        else:
+            yield (
+                "Give all the one model.",
+                f"{change}; {own['worsened']:,} lose by their own and {own['improved']:,} gain.",
+            )
+    elif not own and clients["mean"] is not None and clients["mean"] - clients["worst_decile"] > UNEVEN:
         worst, mean = percent(clients["worst_decile"]), percent(clients["mean"])
         yield (
             "Mind the worst served.",
@@ -132,7 +137,13 @@ def _sooner(run: Run) -> Iterator[tuple[str, str]]:
         )
 
 
-def _tells(scores: dict[str, float]) -> bool:
+def attacked(run: Run) -> bool:
+    """Whether there was anything to attack, and an attack on it."""
+    return bool((run.leakage or {}).get("results") or run.membership)
+
+
+def tells(scores: dict[str, float]) -> bool:
+    """Whether an attack tells members from others for sure."""
     return scores["auc"] >= 0.5 + SURE * scores["auc_deviation"]
 
 

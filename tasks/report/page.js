@@ -42,7 +42,8 @@
       this.frame = figure.querySelector(".plot");
       this.svg = this.frame.querySelector("svg");
       this.table = figure.querySelector("details table");
-      this.box = this.svg.viewBox.baseVal;
+      const [, , width, height] = this.svg.getAttribute("viewBox").split(" ").map(Number);
+      this.box = { width, height };
       const kinds = { SVG: () => this.standalone(), PNG: () => this.pixels(), CSV: () => this.values() };
       if (!this.table) delete kinds.CSV;
       const tools = Object.entries(kinds).map(([kind, blob]) =>

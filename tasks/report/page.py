@@ -103,7 +103,7 @@ class Table:
         kind = "numeric" if self.numeric else "stacked" if len(self.header) > 2 else "words"
         kind += " sortable" if self.sortable else ""
         return Markup(
-            '<div class="wide" role="region" aria-label="{caption}" tabindex="0"><table class="{kind}">'
+            '<div class="wide" role="group" aria-label="{caption}" tabindex="0"><table class="{kind}">'
             "<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         ).format(caption=self.caption, kind=kind, head=head, body=body)
 
@@ -140,16 +140,19 @@ class Figure:
 
 @dataclass(frozen=True)
 class Picture:
-    """An embedded picture; ``alt`` says what it shows to those who do not see it."""
+    """An embedded picture; ``alt`` says what it shows to those who do not see it.
+
+    One that is wider than the page is in a frame that scrolls, by keyboard too.
+    """
 
     uri: str
     alt: str
     caption: str
 
     def html(self) -> Markup:
-        return Markup('<figure class="picture"><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>').format(
-            self.uri, self.alt, inline(self.caption)
-        )
+        return Markup(
+            '<figure class="picture" tabindex="0"><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>'
+        ).format(self.uri, self.alt, inline(self.caption))
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,8 @@ class Strip:
     pictures: Sequence[Picture]
 
     def html(self) -> Markup:
-        shown = Markup().join(picture.html() for picture in self.pictures)
+        small = Markup('<figure><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>')
+        shown = Markup().join(small.format(picture.uri, picture.alt, picture.caption) for picture in self.pictures)
         return Markup('<div class="strip" role="group" aria-label="{}">{}</div>').format(self.name, shown)
 
 

@@ -58,7 +58,7 @@ def _on_what(found: dict) -> str:
 def _table(evaluation: dict) -> Table:
     columns = [("accuracy", evaluation["per_client"], percent), ("loss", evaluation["per_client"]["loss"], number)]
     if own := evaluation["personalised"]:
-        columns += [("before fine-tuning", own["before"], percent), ("after", own, percent)]
+        columns += [("the one model", own["before"], percent), ("their own", own, percent)]
     rows = [(name, *(show(found[key]) for _, found, show in columns)) for name, key in FIGURES]
     rows += [
         (name, *(number(found[key]) for _, found, _ in columns)) for name, key in (("Gini", "gini"), ("Jain", "jain"))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasks.partition.federation import Exchange
-from tasks.report.advice import remedies
+from tasks.report.advice import attacked, remedies, tells
 from tasks.report.amounts import count, duration, number, percent, size
 from tasks.report.page import Block, Heading, Headline, Panel, Points, Tiles
 from tasks.report.recoveries import Recovery, behind, recoveries, sentences, strongest
@@ -31,15 +31,25 @@ def _headline(run: Run) -> Iterator[str]:
         yield _how_good(run)
     if run.summary:
         yield _promise(run.summary)
-    if run.leakage:
+    if run.leakage and run.leakage["results"]:
         yield _leak(run)
-    elif not run.membership:
+    if sure := [row["scores"]["auc"] for row in run.membership if tells(row["scores"])]:
+        yield f"From the model alone an attacker tells who was trained on better than a coin (AUC {number(max(sure))})."
+    if not attacked(run):
         yield "Nothing was attacked, so what the messages and the model give away is not known."
 
 
 def _how_good(run: Run) -> str:
     whole = run.evaluation["global"]
     said = f"The model gets {percent(whole['accuracy'])} of {count(whole['samples'], 'test sample')} right"
+    own, alone = run.evaluation["personalised"], (run.summary or {}).get("personal_test_accuracy")
+    if alone is not None:
+        said += f", a client's own {percent(alone)}"
+    elif own and own["improved"] > own["worsened"]:
+        said += (
+            f", and fitted to each ({own['name']}) it takes the mean client from {percent(own['before']['mean'])} to "
+        )
+        said += percent(own["mean"])
     if run.summary:
         sent, seconds = run.summary["bytes_up"] + run.summary["bytes_down"], run.summary["virtual_seconds"]
         said += f", for {size(sent)} sent and {duration(seconds)} on the devices' clock"
@@ -57,7 +67,7 @@ def _promise(summary: dict[str, Any]) -> str:
 
 def _leak(run: Run) -> str:
     """What the strongest attack on the messages as they were gets, from the worst of them and from all."""
-    bare = next((row["defence"] for row in run.leakage["results"]), None)
+    bare = run.leakage["results"][0]["defence"]
     found = [each for each in recoveries(run) if each.defence == bare and each.total]
     honest = strongest(each for each in found if not each.malicious)
     malicious = strongest(each for each in found if each.malicious)
@@ -173,8 +183,8 @@ def _fairness(evaluation: dict[str, Any]) -> str:
 
 def _personalisation(own: dict) -> str:
     return (
-        f"{own['name']} moves the mean client from {percent(own['before']['mean'])} to {percent(own['mean'])} on "
-        f"held-out samples: better for {own['improved']:,}, worse for {own['worsened']:,} of "
+        f"With models of their own ({own['name']}) the mean client goes from {percent(own['before']['mean'])} to "
+        f"{percent(own['mean'])} on held-out samples: better for {own['improved']:,}, worse for {own['worsened']:,} of "
         f"{count(own['clients'], 'client')}."
     )
 
@@ -215,12 +225,12 @@ def _exchange(exchange: Exchange) -> str:
 def _privacy(summary: dict) -> str:
     if summary["epsilon"] is None:
         return "The training makes no formal promise: no differential privacy was in force."
+    covers = (
+        "the messages, and so all that is made of them"
+        if summary["privacy"] in ON_DEVICES
+        else "the released models; the server and the wire see every upload without noise"
+    )
     return (
         f"The training is differentially private with epsilon {number(summary['epsilon'])} at delta "
-        f"{number(summary['delta'])} (mechanism {summary['privacy']}). What the attacker is denied: "
-        + (
-            "the messages, and so all that is made of them."
-            if summary["privacy"] in ON_DEVICES
-            else "the released models; server and wire see every upload without noise."
-        )
+        f"{number(summary['delta'])} (mechanism {summary['privacy']}). That covers {covers}."
     )

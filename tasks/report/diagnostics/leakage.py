@@ -12,6 +12,7 @@ from tasks.report.pixels import pixels, psnr
 from tasks.report.recoveries import behind, recoveries
 from tasks.report.run import Run
 
+TITLE = "What leaks from the messages"
 LISTED = 200
 OPEN, SAMPLES = 2, 8
 """Messages whose pictures are not folded away, and most samples shown of a message."""
@@ -33,6 +34,10 @@ def leakage(run: Run) -> Panel | None:
     if not run.leakage:
         return None
     results = run.leakage["results"]
+    if not results:
+        # The last findings are those on the released model, which have a section of their own.
+        told = run.leakage["findings"][: len(run.leakage["findings"]) - len(run.membership)]
+        return Panel(TITLE, [Text(finding) for finding in told]) if told else None
     blocks: list[Block] = [
         Text(
             "Each recorded message was attacked as it crossed the wire, by someone who knows the model, the method and "
@@ -50,9 +55,7 @@ def leakage(run: Run) -> Panel | None:
         blocks.append(Folded(f"Attack by attack: {count(len(tried), 'attempt')}", [_table(tried)]))
     if skipped := dict.fromkeys((row["attack"], row["verdict"]) for row in results if not row["applicable"]):
         blocks.append(Table("Attacks that could not be tried", ("attack", "why"), list(skipped), numeric=False))
-    if not results:
-        blocks += [Text(finding) for finding in run.leakage["findings"]]
-    return Panel("What leaks from the messages", blocks)
+    return Panel(TITLE, blocks)
 
 
 def _overview(run: Run) -> Table:
@@ -95,8 +98,8 @@ def _gallery(run: Run, rows: list[dict]) -> list[Block]:
     if not shown:
         return []
     intro = Text(
-        "Each original, and beside it what the attacker made of its message, with the PSNR in dB: 20 is easy to "
-        "recognise, 30 hard to tell apart. The samples that leak most come first."
+        "Each original, and beside it what the attacker made of its message, with the PSNR in dB, the higher "
+        "the more alike. The samples that leak most come first."
     )
     few, more = shown[:OPEN], shown[OPEN:]
     left_out = len(worst_first) - len(worst_first[: run.params.report.pictures])
@@ -115,7 +118,7 @@ def _side_by_side(run: Run, same: list[dict]) -> list[Block]:
             guesses[row["defence"]] = made
     if not seen:
         return []
-    low, high = range_ = run.meta.range or _extent(original for original, _, _ in seen.values())
+    low, high = range_ = (run.meta and run.meta.range) or _extent(original for original, _, _ in seen.values())
     scored = [
         (original, label, {how: (made, psnr(original, made, high - low)) for how, made in guesses.items()})
         for original, label, guesses in seen.values()
@@ -132,20 +135,19 @@ def _side_by_side(run: Run, same: list[dict]) -> list[Block]:
 
 
 def _strip(run: Run, original: Tensor, label: int, guesses: dict[str, tuple[Tensor, float]], range_, row) -> Strip:
-    whom, name = (
-        f"client {row['message']['client']} in round {row['message']['round']}",
-        f"class “{_class(run, label)}”",
-    )
-    pictures = [Picture(pixels(original, range_), f"Original of {whom}, {name}", f"original, {name}")]
+    whom = f"client {row['message']['client']} in round {row['message']['round']}"
+    kind = f"class “{_class(run, label)}”"
+    pictures = [Picture(pixels(original, range_), f"Original of {whom}, {kind}", f"original, {kind}")]
     for defence, (made, score) in guesses.items():
-        how = f"{behind(defence)}, {number(score)} dB"
+        said = f"{behind(defence)}, {number(score)} dB"
         alt = f"What {row['attack']} made of it {behind(defence)}: {number(score)} dB"
-        pictures.append(Picture(pixels(made, range_), alt, how))
+        pictures.append(Picture(pixels(made, range_), alt, said))
     return Strip(f"A sample of {whom} and its reconstructions", pictures)
 
 
 def _class(run: Run, label: int) -> str:
-    return run.meta.class_names[label] if run.meta.class_names else str(label)
+    names = run.meta.class_names if run.meta else ()
+    return names[label] if names else str(label)
 
 
 def _extent(originals: Iterable[Tensor]) -> tuple[float, float]:

@@ -69,8 +69,9 @@ class Document(HTMLParser):
         return self.all("body")[0]["text"].replace("\N{NO-BREAK SPACE}", " ")
 
     def table(self, caption):
-        """The cells of the rows under ``caption``, by the row's header."""
-        start = next(i for i, e in enumerate(self.elements) if e["tag"] == "caption" and e["text"].startswith(caption))
+        """The cells of the rows under ``caption``, by the row's header; what is folded under a chart does not count."""
+        captions = [i for i, e in enumerate(self.elements) if e["tag"] == "caption" and "figure" not in e["inside"]]
+        start = next(i for i in captions if self.elements[i]["text"].startswith(caption))
         rows: dict[str, list[str]] = {}
         head, cells = [], None
         for element in self.elements[start + 1 :]:
