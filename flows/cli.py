@@ -1,9 +1,11 @@
-"""The command line: ``fedloom run | list | show | replicate | serve | report | doctor | validate | schema``."""
+"""The command line: ``fedloom run | list | show | replicate | up | serve | report | doctor | validate | schema``."""
 
+import contextlib
 import inspect
 import json
 import os
 import webbrowser
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -193,27 +195,82 @@ def replicate(
 
 
 @app.command()
+def up(
+    port: Annotated[
+        int | None, typer.Option(help="Port of Prefect; 4200 if none, or the next free one.", min=1, max=65535)
+    ] = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option(help="Port of MLflow; 5000 if none, or the next free one.", min=1, max=65535)
+    ] = None,
+    print_: Annotated[
+        bool, typer.Option("--print", help="Show the commands for doing it by hand or under systemd instead.")
+    ] = False,
+) -> None:
+    """Start the Prefect UI, the MLflow UI and the pipelines in this terminal, and keep them running until Ctrl-C.
+
+    All of it listens on this machine only. A server that dies is started again; the logs are in .fedloom/logs.
+    PREFECT_API_URL and MLFLOW_TRACKING_URI name servers that run elsewhere: then only the rest is started.
+    """
+    from flows import pipelines, server
+    from flows import up as services
+
+    main = _enter()
+    known = pipelines.load(main)
+    usual = services.Ports()
+    if print_:
+        wanted = services.Ports(port or usual.prefect, mlflow_port or usual.mlflow)
+        out.out(services.script(main, services.plan(main, list(known), wanted)), highlight=False)
+        return
+    _valid(main, known)
+    with server.alone(main):
+        found = services.Ports.free(port, mlflow_port)
+        chosen = services.plan(main, list(known), found)
+        server.prepare(main)
+
+        def say(who: str, line: str) -> None:
+            out.print(f"[bold]{who:<9}[/] │ {escape(line)}", highlight=False, soft_wrap=True)
+
+        def ready() -> None:
+            say("prefect", f"{chosen.prefect}{_instead(found.prefect, port or usual.prefect)}")
+            say("mlflow", f"{chosen.mlflow}{_instead(found.mlflow, mlflow_port or usual.mlflow)}")
+            say("pipelines", ", ".join(known))
+            say("up", "ready · Ctrl-C ends it")
+
+        for service in chosen.services:
+            say("up", f"starting {service.name} · log: {service.log.relative_to(main)}")
+        services.run(main, chosen, say, ready)
+
+
+def _instead(found: int, wanted: int) -> str:
+    return "" if found == wanted else f" (another program uses port {wanted})"
+
+
+@app.command()
 def serve(
     names: Annotated[
         list[str] | None, typer.Argument(help="Pipelines to serve; all of pipelines.yaml if none.")
     ] = None,
     port: Port = 4200,
 ) -> None:
-    """Serve the pipelines: start them from the Prefect UI, by their schedules or over the API, until Ctrl-C.
+    """Serve the pipelines alone: start them from the Prefect UI, by their schedules or over the API, until Ctrl-C.
 
-    Uses the Prefect server that runs on the port, or starts one there.
+    Uses the Prefect server at PREFECT_API_URL or on the port, or starts one there. `fedloom up` does it all.
     """
     from flows import pipelines, server
+    from flows.up import MARK
 
     main = _enter()
     known = pipelines.load(main)
     chosen = {name: pipelines.pick(name, known) for name in names} if names else known
     server.prepare(main)
     own = None if os.environ.get("PREFECT_API_URL") else port
-    with server.serving(main, own) as url, server.noted(main, url):
+    # As a part of `up` it serves in the right of that.
+    right = contextlib.nullcontext() if MARK in os.environ else server.alone(main)
+    with right, server.serving(main, own) as url, server.noted(main, url):
         from flows.deploy import serve_all
 
-        out.print(f"Prefect UI: {url.removesuffix('/api')} · pipelines: {', '.join(chosen)} · Ctrl-C ends it")
+        where = f"Prefect UI: {url.removesuffix('/api')} · pipelines: {', '.join(chosen)} · Ctrl-C ends it"
+        out.print(where, soft_wrap=True, highlight=False)
         serve_all(main, chosen)
 
 
@@ -290,9 +347,16 @@ def validate() -> None:
     main = _enter()
     params.load(params.FILE)
     checkout.check(main)
-    for name, pipeline in pipelines.load(main).items():
-        checkout.resolve(main, pipeline.changes, f"pipelines.yaml: pipelines.{name}")
+    _valid(main, pipelines.load(main))
     out.print("params.yaml and pipelines.yaml are valid.")
+
+
+def _valid(main: Path, known: Mapping[str, Any]) -> None:
+    """Refuses a pipeline whose overrides `params.yaml` would not take."""
+    from flows import checkout
+
+    for name, pipeline in known.items():
+        checkout.resolve(main, pipeline.changes, f"pipelines.yaml: pipelines.{name}")
 
 
 @app.command()
@@ -341,7 +405,7 @@ def _newest(main: Path) -> Path | None:
 def _where(report_: Path | None) -> None:
     if report_ is not None:
         out.print(f"Report: {report_}", soft_wrap=True, highlight=False)
-    uis = "Prefect UI: `make prefect` · MLflow UI: `make mlflow` · DVC: `dvc exp show`, `dvc metrics diff`"
+    uis = "Prefect and MLflow UI: `fedloom up` · DVC: `dvc exp show`, `dvc metrics diff`"
     out.print(uis, soft_wrap=True, highlight=False)
 
 

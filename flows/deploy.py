@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from prefect import serve
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
@@ -14,9 +15,9 @@ from prefect.schedules import Cron, Interval, Schedule
 from ruamel.yaml import YAML
 
 from flows import checkout, pipelines
-from flows.pipeline import REPORTS, pipeline
+from flows.pipeline import pipeline
 from flows.pipelines import Pipeline
-from flows.server import HOST
+from flows.server import HOST, REPORTS, REPORTS_PORT, next_free
 
 RUNS = 2
 """Runs at a time over all pipelines."""
@@ -48,7 +49,8 @@ def serve_all(main: Path, chosen: dict[str, Pipeline]) -> None:
         checkout.resolve(main, entry.changes, f"pipelines.yaml: pipelines.{name}")
     with _reports(main / "reports"):
         # The schedules belong to the deployments, which another process may serve too.
-        serve(*(deployment(*item) for item in chosen.items()), limit=RUNS, pause_on_shutdown=False)
+        served = (deployment(*item) for item in chosen.items())
+        serve(*served, limit=RUNS, pause_on_shutdown=False, print_starting_message=False)
 
 
 def _describe(entry: Pipeline) -> str:
@@ -68,10 +70,14 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def _reports(folder: Path) -> Iterator[None]:
-    """Shows the folder of reports on a free port, for a browser opens no local file from a link in the Prefect UI."""
+    """Shows the folder of reports, for a browser opens no local file from a link in the Prefect UI.
+
+    On the port that the environment names or on :data:`REPORTS_PORT` or one above it: links in old runs should last.
+    """
     folder.mkdir(exist_ok=True)
-    server = ThreadingHTTPServer((HOST, 0), functools.partial(_Quiet, directory=folder))
-    os.environ[REPORTS] = f"http://{HOST}:{server.server_port}"
+    url = os.environ.setdefault(REPORTS, f"http://{HOST}:{next_free(REPORTS_PORT)}")
+    address = HOST, urlsplit(url).port or REPORTS_PORT
+    server = ThreadingHTTPServer(address, functools.partial(_Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield

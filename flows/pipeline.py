@@ -28,13 +28,12 @@ from flows import checkout, pipelines
 from flows.overrides import Overrides, given, merge
 from flows.pipelines import Stage
 from flows.process import Failed, dvc, run
+from flows.server import REPORTS
 from tasks import progress, tracking
 from tasks.config import Refused
 from tasks.params import Params
 
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
-REPORTS = "FEDLOOM_REPORTS_URL"
-"""Environment variable: where `fedloom serve` shows the folder of reports."""
 
 
 class StageFailed(RuntimeError):
@@ -184,4 +183,4 @@ def _show(outcomes: dict[str, tuple[str, float]], numbers: dict, report: Path | 
     elif report:
         create_markdown_artifact(f"The report is `{report}`.", "report", "The report of this run")
     if parent:
-        create_link_artifact(tracking.run_url(parent), "Open the run in MLflow", "mlflow", "after `make mlflow`")
+        create_link_artifact(tracking.run_url(parent), "Open the run in MLflow", "mlflow", "while `fedloom up` runs")

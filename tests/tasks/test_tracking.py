@@ -40,7 +40,9 @@ def folder(database, tmp_path, monkeypatch):
     git(folder, "add", "-A")
     git(folder, "commit", "-q", "-m", "Start")
     monkeypatch.chdir(folder)
-    for name in (tracking.PARENT, tracking.FLOW_RUN, tracking.TASK_RUN, "DVC_STAGE", "FEDLOOM_TRACKING"):
+    for name in (tracking.PARENT, tracking.FLOW_RUN, tracking.TASK_RUN, tracking.UI, "DVC_STAGE", "FEDLOOM_TRACKING"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_DEFAULT_ARTIFACT_ROOT"):
         monkeypatch.delenv(name, raising=False)
     caches = (tracking.main_checkout, tracking._mlflow, tracking._experiment, tracking.dvc_key)
     for cached in caches:
