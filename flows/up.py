@@ -28,8 +28,8 @@ from tasks import tracking
 MARK = "FEDLOOM_UP"
 """Environment variable of all that a service has started: the service's name and checkout."""
 
-ENVIRONMENT = "team.env"
-"""File in the checkout with the variables of a team's set-up, which holds passwords and is not for git."""
+ENVIRONMENT = ".fedloom/team.env"
+"""File with the variables of a team's set-up. It holds passwords, so it is where neither git nor Ray takes it along."""
 
 TICK = 0.2
 LATEST = 60.0
@@ -267,8 +267,8 @@ def script(main: Path, chosen: Plan) -> str:
         [
             "# By hand.",
             by_hand(main, chosen),
-            f"# Or under systemd, as units of this user. They read {ENVIRONMENT} of the checkout, if there is one, for what\n"
-            "# is not shown here: addresses with passwords, and keys.",
+            "# Or under systemd, as units of this user. For what is not shown here, addresses with passwords and\n"
+            f"# keys, they read {ENVIRONMENT} if there is one.",
             f"mkdir -p {folder}",
             *files,
             start,

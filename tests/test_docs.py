@@ -41,8 +41,9 @@ SMALL = {
 """What the copy of the checkout leaves out of `params.yaml`, to be quick. It changes no number of the training."""
 
 ELSEWHERE = {
-    "make prefect": "tests/flows/test_serve.py",
-    "make mlflow": "tests/flows/test_serve.py",
+    "make up": "tests/flows/test_up.py",
+    "make install": "tests/flows/conftest.py",
+    "fedloom up": "tests/flows/test_up.py",
     "fedloom serve": "tests/flows/test_serve.py",
     "fedloom report --open": "tests/flows/test_cli.py",
     "python -m tasks.partition": "tests/tasks/partition/test_docs.py",

@@ -21,10 +21,8 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> tuple[Checkout, str]:
-    """A checkout of the project with a small `params.yaml`, run once, and what the run said."""
-    folder = tmp_path_factory.mktemp("real") / "checkout"
+def project(folder: Path) -> Checkout:
+    """A checkout of the project with a small `params.yaml`, which records in MLflow."""
     for name in git(ROOT, "ls-files").splitlines():
         if (ROOT / name).is_file() and not name.startswith(
             ("tests/", "docs/", "metrics/", "dvc.lock", "replications/")
@@ -39,7 +37,15 @@ def run(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> tuple[
     git(folder, "commit", "-q", "-m", "Start")
     checkout = Checkout(folder)
     del checkout.environment["FEDLOOM_TRACKING"]
-    checkout.environment |= {"PREFECT_API_URL": prefect_server, "OMP_NUM_THREADS": "1"}
+    checkout.environment["OMP_NUM_THREADS"] = "1"
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> tuple[Checkout, str]:
+    """A small project, run once, and what the run said."""
+    checkout = project(tmp_path_factory.mktemp("real") / "checkout")
+    checkout.environment["PREFECT_API_URL"] = prefect_server
     return checkout, checkout.fedloom("run")
 
 

@@ -1,12 +1,11 @@
 """`fedloom up`: everything answers, what dies comes back with nothing lost, and nothing is left when it ends."""
 
-import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +29,8 @@ class Up:
     def __init__(self, checkout: Checkout, **environment: str):
         self.main, self.output = checkout.folder, checkout.folder.parent / "up.txt"
         self.port, self.mlflow_port = server.any_port(), server.any_port()
-        self.api, self.mlflow = f"http://{server.HOST}:{self.port}/api", f"http://{server.HOST}:{self.mlflow_port}"
+        self.prefect, self.mlflow = (f"http://{server.HOST}:{port}" for port in (self.port, self.mlflow_port))
+        self.api = f"{self.prefect}/api"
         ports = ("--port", str(self.port), "--mlflow-port", str(self.mlflow_port))
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
@@ -66,17 +66,13 @@ class Up:
         return self.process.wait(90)
 
 
-def page(url: str) -> bytes:
-    return server.fetched(url)
-
-
 def test_what_dies_comes_back_with_nothing_lost_and_nothing_is_left_in_the_end(checkout: Checkout):
     (checkout.folder / "pipelines.yaml").write_text(PIPELINES)
     waiting = {"FEDLOOM_TEST_WAIT": "train=20", "FEDLOOM_TRACKING": "on"}
     first = Up(checkout, **waiting)
     try:
         # Both pages, and every pipeline with its schedule.
-        assert b"<html" in page(f"http://{server.HOST}:{first.port}/") and b"<html" in page(first.mlflow)
+        assert b"<html" in server.fetched(first.prefect) and b"<html" in server.fetched(first.mlflow)
         known = {entry["name"]: entry for entry in call(first.api, "deployments/filter", {})}
         assert set(known) == {"default", "often"}
         assert known["often"]["schedules"][0]["active"]
@@ -84,7 +80,7 @@ def test_what_dies_comes_back_with_nothing_lost_and_nothing_is_left_in_the_end(c
         # Who comes second is told where the first is.
         for command in ("up", "serve"):
             refused = " ".join(checkout.fedloom(command, code=2).split())
-            assert f"is served already, by `fedloom up` or `fedloom serve` (http://{server.HOST}:{first.port})" in refused
+            assert f"is served already, by `fedloom up` or `fedloom serve` ({first.prefect})" in refused
 
         # All three are killed while a run is under way; it ends as if nothing had happened.
         deployment = first.trigger("default")
@@ -94,7 +90,7 @@ def test_what_dies_comes_back_with_nothing_lost_and_nothing_is_left_in_the_end(c
             first.kill(name)
         for name in ("mlflow", "prefect", "pipelines"):
             first.until(lambda name=name: first.says(f"{name:<9} │ is back"))
-        assert b"<html" in page(first.mlflow)
+        assert b"<html" in server.fetched(first.mlflow)
         first.until(lambda: call(first.api, f"flow_runs/{run['id']}")["state_type"] != "RUNNING")
         assert call(first.api, f"flow_runs/{run['id']}")["state_type"] == "COMPLETED"
         assert checkout.ran() == ["partition", "train", "aggregate", "attack", "report"]
@@ -130,3 +126,46 @@ def test_what_dies_comes_back_with_nothing_lost_and_nothing_is_left_in_the_end(c
         first.process.kill()
         up.end(first.main)
         print(first.output.read_text())
+
+
+def test_what_is_printed_can_be_pasted_and_shows_no_password(checkout: Checkout, tmp_path: Path):
+    database = "postgresql://fedloom:secret@db.example.org/mlflow"
+    said = checkout.fedloom("up", "--print", "--port", "4444", MLFLOW_BACKEND_STORE_URI=database)
+    assert "secret" not in said
+    assert subprocess.run(["bash", "-n"], input=said, text=True, check=False).returncode == 0
+
+    # By hand: each of the three is a program that takes these options.
+    by_hand, _, under_systemd = said.partition("# Or under systemd")
+    for command in re.findall(r"(?:\S+=.* \\\n +)*\S*python -m .*", by_hand):
+        done = subprocess.run(
+            f"{command} --help",
+            shell=True,
+            check=False,
+            cwd=checkout.folder,
+            env=checkout.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and "Usage" in done.stdout, done.stderr
+    assert "PREFECT_API_URL=http://127.0.0.1:4444/api" in by_hand
+
+    # Pasted, the second half leaves three units and has them started.
+    (tmp_path / "bin").mkdir()
+    for name in ("systemctl", "loginctl"):
+        (tmp_path / "bin" / name).write_text('#!/bin/sh\necho "$0 $@" >> "$HOME/asked"\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    home = {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-e", "-c", f"# {under_systemd}"], env=home, check=True)
+    files = sorted((tmp_path / ".config" / "systemd" / "user").iterdir())
+    assert [file.name for file in files] == [f"fedloom-{name}.service" for name in ("mlflow", "pipelines", "prefect")]
+    assert all(file.name in (tmp_path / "asked").read_text() for file in files)
+    assert "MLFLOW_BACKEND_STORE_URI" not in files[0].read_text(), "it comes from the file of the team"
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze, which checks units, is not installed")
+    done = subprocess.run(["systemd-analyze", "verify", "--user", *files], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_word_of_a_unit_stays_one_word():
+    assert up._systemd("plain-word.1") == "plain-word.1"
+    assert up._systemd('100% of "a\\b"') == r'"100%% of \"a\\b\""'
