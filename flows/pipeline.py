@@ -27,8 +27,8 @@ from prefect.tasks import Task
 from flows import checkout, pipelines
 from flows.overrides import Overrides, given, merge
 from flows.pipelines import Stage
-from flows.process import Failed, dvc, run
-from flows.server import REPORTS
+from flows.process import Failed, dvc, run, say_into
+from flows.server import LOG, REPORTS
 from tasks import progress, tracking
 from tasks.config import Refused
 from tasks.params import Params
@@ -82,6 +82,9 @@ def pipeline(
 
     Returns the run's name, what each stage did and how long it took, and the path of the report if there is one.
     """
+    if LOG in os.environ:
+        # Not through the pipe of the runner, with which the run would break.
+        say_into(Path(os.environ[LOG]))
     say = get_run_logger().info
     if "DVC_STAGE" in os.environ:
         raise Refused("flow", None, "was started from within a stage, which would wait for itself")

@@ -78,6 +78,14 @@ def stop(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def say_into(path: Path) -> None:
+    """Adds to the end of a file all that this process says from now on."""
+    with path.open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+
+
 def dvc(*arguments: str) -> list[str]:
     """A DVC command of this environment."""
     return [sys.executable, "-m", "dvc", *arguments]

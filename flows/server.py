@@ -32,6 +32,9 @@ REPORTS = "FEDLOOM_REPORTS_URL"
 PATIENCE = 180.0
 """Seconds that a server may take to come up on a busy machine."""
 
+LOG = "FEDLOOM_LOG"
+"""Environment variable: the file that keeps what a service and the runs that it starts say."""
+
 LOG_BYTES = 10 * 2**20
 """A log that has grown beyond this makes room at the next start: one older file is kept."""
 
@@ -55,7 +58,7 @@ class Service:
         return self.folder / ".fedloom" / "logs" / f"{self.name}.log"
 
     def start(self, **environment: str) -> subprocess.Popen:
-        """Starts it in a process group of its own; what it says is added to its log."""
+        """Starts it in a process group of its own. What it says is added to its log, and it is told where that is."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
@@ -63,7 +66,7 @@ class Service:
             return subprocess.Popen(
                 self.command,
                 cwd=self.folder,
-                env={**os.environ, **self.environment, **environment},
+                env={**os.environ, **self.environment, **environment, LOG: str(self.log)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
