@@ -222,27 +222,30 @@ def up(
         out.out(services.script(main, services.plan(main, list(known), wanted)), highlight=False)
         return
     _valid(main, known)
+
+    def say(who: str, line: str) -> None:
+        out.print(f"[bold]{who:<9}[/] │ {escape(line)}", highlight=False, soft_wrap=True)
+
     with server.alone(main):
+        services.clear(main, say)
         found = services.Ports.free(port, mlflow_port)
         chosen = services.plan(main, list(known), found)
         server.prepare(main)
 
-        def say(who: str, line: str) -> None:
-            out.print(f"[bold]{who:<9}[/] │ {escape(line)}", highlight=False, soft_wrap=True)
+        here = {"reports", *(service.name for service in chosen.servers)}
+        for name, wanted, got in zip(found._fields, usual, found, strict=True):
+            if name in here and got not in (wanted, port, mlflow_port):
+                say("up", f"another program uses port {wanted}: {name} will be on {got}")
 
         def ready() -> None:
-            say("prefect", f"{chosen.prefect}{_instead(found.prefect, port or usual.prefect)}")
-            say("mlflow", f"{chosen.mlflow}{_instead(found.mlflow, mlflow_port or usual.mlflow)}")
+            say("prefect", chosen.prefect)
+            say("mlflow", chosen.mlflow)
             say("pipelines", ", ".join(known))
             say("up", "ready · Ctrl-C ends it")
 
         for service in chosen.services:
             say("up", f"starting {service.name} · log: {service.log.relative_to(main)}")
         services.run(main, chosen, say, ready)
-
-
-def _instead(found: int, wanted: int) -> str:
-    return "" if found == wanted else f" (another program uses port {wanted})"
 
 
 @app.command()

@@ -105,7 +105,7 @@ def prepare(main: Path) -> None:
     """Sets what Prefect reads when it is imported: call it first."""
     os.environ.update(settings(main))
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    if url := note(main, "mlflow"):
+    if (url := note(main, "mlflow")) and mlflow_answers(url):
         os.environ.setdefault(tracking.UI, url)
 
 

@@ -103,6 +103,13 @@ def plan(main: Path, names: Collection[str], ports: Ports) -> Plan:
     return Plan(api.removesuffix("/api"), ui, servers, runner)
 
 
+def clear(main: Path, say: Say) -> None:
+    """Ends what an `up` that was killed has left, before ports are chosen: it has the usual ones."""
+    if left := family(main):
+        say("up", f"ending {len(left)} processes that an `up` which was killed has left")
+        end(main)
+
+
 def run(main: Path, chosen: Plan, say: Say, ready: Callable[[], None]) -> None:
     """Starts the services, calls ``ready``, and keeps them running and shows what the runs say until it is told to end.
 
@@ -114,9 +121,6 @@ def run(main: Path, chosen: Plan, say: Say, ready: Callable[[], None]) -> None:
     before = {number: signal.signal(number, _told) for number in TOLD}
     kept = {service.name: Kept(service, say) for service in chosen.services}
     try:
-        if left := family(main):
-            say("up", f"ending {len(left)} processes that an `up` which was killed has left")
-            end(main)
         with server.noted(main, f"{chosen.prefect}/api"), server.noted(main, chosen.mlflow, "mlflow"):
             for together in (chosen.servers, [chosen.runner]):
                 for service in together:

@@ -26,15 +26,15 @@ pipelines:
 class Up:
     """A `fedloom up` on ports of its own."""
 
-    def __init__(self, checkout: Checkout, **environment: str):
+    def __init__(self, checkout: Checkout, ports: tuple[int, int] | None = None, **environment: str):
         self.main, self.output = checkout.folder, checkout.folder.parent / "up.txt"
-        self.port, self.mlflow_port = server.any_port(), server.any_port()
+        self.ports = self.port, self.mlflow_port = ports or (server.any_port(), server.any_port())
         self.prefect, self.mlflow = (f"http://{server.HOST}:{port}" for port in (self.port, self.mlflow_port))
         self.api = f"{self.prefect}/api"
-        ports = ("--port", str(self.port), "--mlflow-port", str(self.mlflow_port))
+        options = ("--port", str(self.port), "--mlflow-port", str(self.mlflow_port))
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "up", *ports],
+                [sys.executable, "-m", "flows.cli", "up", *options],
                 cwd=self.main,
                 env=checkout.environment | {"PREFECT_RUNNER_POLL_FREQUENCY": "1", **environment},
                 stdout=output,
@@ -102,7 +102,7 @@ def test_what_dies_comes_back_with_nothing_lost_and_nothing_is_left_in_the_end(c
         left = up.family(first.main)
         first.end(signal.SIGKILL)
         assert all(process.is_running() for process in left)
-        second = Up(checkout, **waiting)
+        second = Up(checkout, first.ports, **waiting)
         try:
             assert second.says("processes that an `up` which was killed has left")
             assert not any(process.is_running() for process in left)
