@@ -42,9 +42,10 @@ SMALL = {
 
 ELSEWHERE = {
     "make up": "tests/flows/test_up.py",
-    "make install": "tests/flows/conftest.py",
     "fedloom up": "tests/flows/test_up.py",
     "fedloom serve": "tests/flows/test_serve.py",
+    "dvc push": "tests/flows/test_team.py",
+    "dvc pull": "tests/flows/test_team.py",
     "fedloom report --open": "tests/flows/test_cli.py",
     "python -m tasks.partition": "tests/tasks/partition/test_docs.py",
     "python -m tasks.attack": "tests/tasks/attack/test_stage.py",
