@@ -155,7 +155,7 @@ def _mlflow(main: Path) -> Iterator[Finding]:
         yield Finding("MLflow", "broken", f"{tracking.shown(uri)} does not answer", mend)
     else:
         yield _database("MLflow's database", uri)
-        if running := server.note(main, "mlflow"):
+        if (running := server.note(main, "mlflow")) and server.mlflow_answers(running):
             yield Finding("MLflow", "ok", f"answers at {running}")
         else:
             yield _port(server.MLFLOW_PORT, "MLflow")
