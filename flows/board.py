@@ -1,4 +1,4 @@
-"""What a person sees of a replication at work: a bar for all that is to be done, and one for each cell at work."""
+"""What a person sees of a replication or a sweep: a bar for all that is to be done, and one for each cell at work."""
 
 from collections.abc import Sequence
 from pathlib import Path

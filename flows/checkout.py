@@ -18,6 +18,7 @@ from flows.process import Failed, dvc, run
 from tasks import params
 from tasks.artifacts import write_text
 from tasks.config import Refused
+from tasks.models.start import File
 from tasks.tracking import flatten, git
 
 Say = Callable[[str], None]
@@ -67,11 +68,26 @@ def plan(folder: Path, targets: Collection[str] = ()) -> list[Planned]:
     return planned
 
 
+def reads(folder: Path, name: str) -> dict[str, Any]:
+    """The digests of what a stage reads from the disk and the values of its parameters, as DVC would file them now."""
+    from dvc.repo import Repo
+    from dvc.stage.serialize import to_single_stage_lockfile
+
+    with Repo(str(folder)) as repo, repo.lock:
+        (stage,) = (stage for stage in repo.index.stages if stage.name == name)
+        stage.save_deps()
+        entry = to_single_stage_lockfile(stage)
+    return json.loads(json.dumps({part: entry[part] for part in ("deps", "params")}))
+
+
 def resolve(folder: Path, changes: dict[str, Any], source: str = params.FILE) -> params.Params:
     """The parameters of the checkout with ``changes`` made, checked; ``source`` names them in what is refused."""
     document = _read(folder / params.FILE)
     overrides.apply(changes, document)
-    return params.build(document, source)
+    settings = params.build(document, source)
+    if isinstance(settings.model.start, File):
+        settings.model.start.check()
+    return settings
 
 
 def check(folder: Path) -> None:
@@ -107,9 +123,31 @@ def exclusive(folder: Path, name: str, say: Say) -> Iterator[None]:
         lock.release()
 
 
-def fingerprint(settings: params.Params) -> str:
-    """A short name of all parameters. Two runs with the same one would compute the same things."""
-    return sha256(settings.model_dump_json().encode()).hexdigest()[:16]
+def fingerprint(settings: params.Params, *more: str) -> str:
+    """A short name of all parameters, and of what ``more`` names, such as the :func:`version` of the code.
+
+    Two runs with the same one would compute the same things.
+    """
+    return sha256("\0".join([settings.model_dump_json(), *more]).encode()).hexdigest()[:16]
+
+
+def version(folder: Path) -> str:
+    """What names the code and the data that the numbers of a run depend on, as `dvc.yaml` lists them.
+
+    By DVC's own hashes, so that what DVC would run again has another name; but for the code that makes the report.
+    """
+    from dvc.dependency import ParamsDependency
+    from dvc.repo import Repo
+
+    with Repo(str(folder)) as repo:
+        needed = [dep for stage in repo.index.stages if stage.name != "report" for dep in stage.deps]
+        given = {
+            dep.def_path: dep
+            for dep in needed
+            if not isinstance(dep, ParamsDependency) and not dep.def_path.startswith("artifacts/")
+        }
+        hashes = [f"{path} {dep.get_hash().value}" for path, dep in sorted(given.items())]
+    return sha256("\n".join(hashes).encode()).hexdigest()[:16]
 
 
 def slug(name: str) -> str:
@@ -152,6 +190,34 @@ def sweep(main: Path) -> None:
 
 def experiment_exists(main: Path, name: str) -> bool:
     return bool(git("for-each-ref", f"refs/exps/**/{name}", folder=main))
+
+
+def _revision(main: Path, name: str) -> str:
+    """The commit that an experiment is kept in."""
+    return git("for-each-ref", "--count=1", "--format=%(objectname)", f"refs/exps/**/{name}", folder=main) or ""
+
+
+def recorded(main: Path, name: str) -> dict[str, Any]:
+    """The numbers of an experiment, of each stage by its name, without a copy of it in the way."""
+    revision = _revision(main, name)
+    paths = git("ls-tree", "--name-only", revision, "metrics/", folder=main) or ""
+    return {
+        Path(path).stem: json.loads(git("show", f"{revision}:{path}", folder=main) or "{}") for path in paths.split()
+    }
+
+
+def report_of(main: Path, name: str) -> Path | None:
+    """The report of an experiment in `reports/`, taken out of DVC's cache again where it was deleted."""
+    kept = main / "reports" / f"{name}.html"
+    if not kept.exists():
+        from dvc.api import read
+        from dvc.exceptions import DvcException
+
+        try:
+            write_text(kept, read("artifacts/report/index.html", str(main), _revision(main, name), encoding="utf-8"))
+        except (DvcException, OSError):
+            return None
+    return kept
 
 
 def numbers(folder: Path) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""The command line: ``fedloom run | list | show | replicate | up | serve | report | doctor | validate | schema``."""
+"""The command line: ``fedloom run``, ``sweep``, ``up``, ``doctor`` and the others that ``fedloom --help`` lists."""
 
+import asyncio
 import contextlib
 import inspect
 import json
 import os
 import webbrowser
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from tasks.config import Config, Refused
+
+if TYPE_CHECKING:
+    from flows.pipelines import Pipelines
 
 out = Console()
 errors = Console(stderr=True)
@@ -74,9 +77,13 @@ def run(
     _known(wanted)
     typed = overrides.parse(changes or [])
     changed = overrides.merge(chosen.changes, typed)
-    checkout.resolve(main, changed, "params.yaml with the overrides of this run" if changed else "params.yaml")
+    settings = checkout.resolve(
+        main, changed, "params.yaml with the overrides of this run" if changed else "params.yaml"
+    )
     checkout.check(main)
-    if not changed and not force and not any(planned.stale for planned in checkout.plan(main, wanted)):
+    # Whom the registry's champion is, only the flow asks.
+    asks = settings.model.start.name == "champion"
+    if not changed and not force and not asks and not any(planned.stale for planned in checkout.plan(main, wanted)):
         out.print("Nothing has changed: every stage is up to date. `--force` runs it again.")
         _where(_newest(main))
         return
@@ -105,6 +112,88 @@ def _flow(parameters: dict[str, Any], url: str) -> dict[str, Any]:
     except StageFailed as failed:
         errors.print(f"[red]error:[/] {escape(str(failed))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
+
+
+@app.command()
+def sweep(
+    name: Annotated[str | None, typer.Argument(help="A sweep of pipelines.yaml; without it they are listed.")] = None,
+    parallel: Annotated[
+        int | None, typer.Option(help="Cells at a time, in place of what the file says.", min=1)
+    ] = None,
+) -> None:
+    """Run a sweep: variations of a pipeline side by side, each kept as a DVC experiment, and a page that compares them.
+
+    Goes on where it was stopped; a cell is not repeated until what it depends on has changed.
+    """
+    from flows import pipelines, server
+
+    main = _enter()
+    known = pipelines.read(main)
+    if name is None:
+        _sweeps(main, known)
+        return
+    pipelines.pick_sweep(name, known.sweeps)
+    from flows import trials
+    from tasks.report.comparison import table
+
+    found = trials.plan(main, name, known)
+    if all(trial.finished for trial in found):
+        out.print("Every cell is finished.")
+        header, rows = table([trial.result for trial in found])
+        _compared(header, rows, trials.publish(main, name, known, found))
+        return
+    server.prepare(main)
+    with contextlib.ExitStack() as stack:
+        with out.status("starting Prefect"):
+            url = stack.enter_context(server.serving(main, services=False))
+        result = _cells(name, parallel, url)
+    _compared(result["columns"], result["rows"], Path(result["report"]))
+
+
+def _cells(name: str, parallel: int | None, url: str) -> dict[str, Any]:
+    """Runs the flow of a sweep in this process, showing its progress."""
+    from flows.display import SILENT
+
+    os.environ.update(SILENT)
+    from prefect.exceptions import TerminationSignal
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.pipeline import drain
+    from flows.sweep import CONSOLE, CellsFailed
+    from flows.sweep import sweep as flow
+
+    CONSOLE.set(out)
+    try:
+        with temporary_settings({PREFECT_API_URL: url}):
+            try:
+                return asyncio.run(flow(name, parallel))
+            finally:
+                drain()
+    except CellsFailed as failed:
+        errors.print(f"[red]error:[/] {escape(str(failed))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    except TerminationSignal:
+        raise KeyboardInterrupt from None
+
+
+def _compared(columns: list[str], rows: list[list[str]], page: Path) -> None:
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+    out.print(f"Comparison: {page}", soft_wrap=True, highlight=False)
+
+
+def _sweeps(main: Path, known: Any) -> None:
+    """Lists the sweeps, with what is finished of each."""
+    from flows import trials
+
+    table = Table("sweep", "what it is to find out", "finished", box=None, pad_edge=False)
+    for name, sweep_ in known.sweeps.items():
+        found = trials.plan(main, name, known)
+        done = f"{sum(trial.finished for trial in found)} of {len(found)} cells"
+        table.add_row(f"[bold]{name}[/]", escape(sweep_.description), done)
+    out.print(table)
 
 
 @app.command("list")
@@ -140,17 +229,20 @@ def list_(
 
 @app.command()
 def show(
-    method: Annotated[str, typer.Argument(help="The name of a method or pipeline, as `fedloom list` gives it.")],
+    method: Annotated[
+        str,
+        typer.Argument(help="The name of a method, pipeline or sweep, as `fedloom list` and `fedloom sweep` give it."),
+    ],
 ) -> None:
     """Explain a method: what it does, its equation and source, and its parameters with defaults and bounds."""
     from ruamel.yaml import YAML
 
-    from flows.pipelines import load, nearest
+    from flows.pipelines import nearest, read
     from tasks.params import methods
 
     main = _enter()
     found = [(place, cls) for place, classes in methods().items() for cls in classes if _name(cls) == method]
-    pipelines = load(main)
+    pipelines = {**read(main).pipelines, **read(main).sweeps}
     if not found and method not in pipelines:
         names = [_name(cls) for classes in methods().values() for cls in classes]
         raise Refused("method", method, f"unknown{nearest(method, sorted({*names, *pipelines}))}")
@@ -215,11 +307,11 @@ def up(
     from flows import up as services
 
     main = _enter()
-    known = pipelines.load(main)
-    usual = services.Ports()
+    known = pipelines.read(main)
+    names, usual = [*known.pipelines, *known.sweeps], services.Ports()
     if print_:
         wanted = services.Ports(port or usual.prefect, mlflow_port or usual.mlflow)
-        out.out(services.script(main, services.plan(main, list(known), wanted)), highlight=False)
+        out.out(services.script(main, services.plan(main, names, wanted)), highlight=False)
         return
     _valid(main, known)
 
@@ -229,7 +321,7 @@ def up(
     with server.alone(main):
         services.clear(main, say)
         found = services.Ports.free(port, mlflow_port)
-        chosen = services.plan(main, list(known), found)
+        chosen = services.plan(main, names, found)
         server.prepare(main)
 
         here = {"reports", *(service.name for service in chosen.servers)}
@@ -240,7 +332,7 @@ def up(
         def ready() -> None:
             say("prefect", chosen.prefect)
             say("mlflow", chosen.mlflow)
-            say("pipelines", ", ".join(known))
+            say("pipelines", ", ".join(names))
             say("up", "ready · Ctrl-C ends it")
 
         for service in chosen.services:
@@ -251,11 +343,11 @@ def up(
 @app.command()
 def serve(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Pipelines to serve; all of pipelines.yaml if none.")
+        list[str] | None, typer.Argument(help="Pipelines and sweeps to serve; all of pipelines.yaml if none.")
     ] = None,
     port: Port = 4200,
 ) -> None:
-    """Serve the pipelines alone: start them from the Prefect UI, by their schedules or over the API, until Ctrl-C.
+    """Serve the pipelines and sweeps alone: start them from the Prefect UI, by their schedules or over the API.
 
     Uses the Prefect server at PREFECT_API_URL or on the port, or starts one there. `fedloom up` does it all.
     """
@@ -263,8 +355,10 @@ def serve(
     from flows.up import MARK
 
     main = _enter()
-    known = pipelines.load(main)
-    chosen = {name: pipelines.pick(name, known) for name in names} if names else known
+    known = pipelines.read(main)
+    sweeps = {name: sweep_ for name, sweep_ in known.sweeps.items() if not names or name in names}
+    others = [name for name in names or known.pipelines if name not in sweeps]
+    chosen = {name: pipelines.pick(name, known.pipelines) for name in others}
     server.prepare(main)
     own = None if os.environ.get("PREFECT_API_URL") else port
     # As a part of `up` it serves in the right of that.
@@ -274,7 +368,37 @@ def serve(
 
         where = f"Prefect UI: {url.removesuffix('/api')} · pipelines: {', '.join(chosen)} · Ctrl-C ends it"
         out.print(where, soft_wrap=True, highlight=False)
-        serve_all(main, chosen)
+        if sweeps:
+            out.print(f"sweeps: {', '.join(sweeps)}")
+        serve_all(main, chosen, sweeps)
+
+
+@app.command()
+def notify(
+    url: Annotated[str | None, typer.Argument(help="A webhook, such as Slack's or Mattermost's.")] = None,
+    off: Annotated[bool, typer.Option("--off", help="Stop it.")] = False,
+) -> None:
+    """Have the Prefect server call a webhook when a served run fails or crashes.
+
+    The server must be running (`fedloom up`); it keeps the address, as an automation that its UI shows.
+    """
+    from flows import server
+
+    main = _enter()
+    if (url is None) != off:
+        raise Refused("notify", url, "needs the URL of a webhook, or --off")
+    server.prepare(main)
+    found = server.found(main)
+    if found is None:
+        raise Refused("notify", None, "no Prefect server is running", "Start it with `fedloom up`")
+    os.environ["PREFECT_API_URL"] = found
+    from flows import notify as automation
+
+    if url is None:
+        out.print("There is no notification any more." if automation.forget() else "There was none.")
+    else:
+        automation.notify(url)
+        out.print(f"Runs that fail or crash are told to {url}.", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -343,23 +467,25 @@ def tune(
 
 @app.command()
 def validate() -> None:
-    """Check params.yaml and every pipeline of pipelines.yaml, without running anything."""
+    """Check params.yaml and every pipeline and sweep of pipelines.yaml, without running anything."""
     from flows import checkout, pipelines
     from tasks import params
 
     main = _enter()
     params.load(params.FILE)
     checkout.check(main)
-    _valid(main, pipelines.load(main))
+    _valid(main, pipelines.read(main))
     out.print("params.yaml and pipelines.yaml are valid.")
 
 
-def _valid(main: Path, known: Mapping[str, Any]) -> None:
-    """Refuses a pipeline whose overrides `params.yaml` would not take."""
-    from flows import checkout
+def _valid(main: Path, known: "Pipelines") -> None:
+    """Refuses a pipeline or a cell of a sweep whose overrides `params.yaml` would not take."""
+    from flows import checkout, grid
 
-    for name, pipeline in known.items():
+    for name, pipeline in known.pipelines.items():
         checkout.resolve(main, pipeline.changes, f"pipelines.yaml: pipelines.{name}")
+    for name in known.sweeps:
+        grid.cells(main, name, known)
 
 
 @app.command()

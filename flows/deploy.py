@@ -1,4 +1,4 @@
-"""Every pipeline as a deployment: started from the Prefect UI, by its schedule or over the API, while `serve` runs."""
+"""Pipelines and sweeps as deployments: started from the Prefect UI, by schedule or over the API, while `serve` runs."""
 
 import contextlib
 import functools
@@ -6,18 +6,28 @@ import os
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
+from filelock import FileLock, Timeout
 from prefect import serve
+from prefect.client.orchestration import get_client
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Cron, Interval, Schedule
+from prefect.states import Crashed
+from prefect.utilities.callables import ParameterSchema
 from ruamel.yaml import YAML
 
-from flows import checkout, pipelines
-from flows.pipeline import pipeline
-from flows.pipelines import Pipeline
+from flows import checkout, form, grid, pipelines
+from flows.pipeline import RUNNING, pipeline
+from flows.pipelines import Pipeline, Sweep
 from flows.server import HOST, REPORTS, REPORTS_PORT, next_free
+from flows.sweep import sweep
+from tasks.params import Params
 
 RUNS = 2
 """Runs at a time over all pipelines."""
@@ -30,9 +40,12 @@ def schedule(entry: pipelines.Schedule) -> Schedule:
     return Interval(entry.interval or 0.0, active=entry.active)
 
 
-def deployment(name: str, entry: Pipeline) -> RunnerDeployment:
-    """A pipeline that can be triggered. Its overrides are read when it runs, so an edited file counts at once."""
-    return pipeline.to_deployment(
+def deployment(name: str, entry: Pipeline, settings: Params) -> RunnerDeployment:
+    """A pipeline that can be triggered, with ``settings`` in its form.
+
+    What a schedule or a click on "Quick run" starts reads the files when it runs, so an edit counts at once.
+    """
+    made = pipeline.to_deployment(
         name=name,
         description=_describe(entry),
         parameters={"pipeline": name},
@@ -41,26 +54,75 @@ def deployment(name: str, entry: Pipeline) -> RunnerDeployment:
         concurrency_limit=entry.resources.concurrency,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    # Prefect makes a form of the flow's signature, which is the same for every pipeline.
+    made._parameter_openapi_schema = ParameterSchema(properties=form.properties(name, settings))
+    return made
 
 
-def serve_all(main: Path, chosen: dict[str, Pipeline]) -> None:
-    """Deploys the pipelines and runs what is triggered until it is stopped. A refused parameter stops it at once."""
-    for name, entry in chosen.items():
-        checkout.resolve(main, entry.changes, f"pipelines.yaml: pipelines.{name}")
+def sweep_deployment(name: str, entry: Sweep) -> RunnerDeployment:
+    """A sweep that can be triggered; one run of it at a time, for a second would wait for the same cells."""
+    return sweep.to_deployment(
+        name=name,
+        description=f"{entry.description}\n\n{_yaml(entry.model_dump(mode='json', exclude_defaults=True))}",
+        parameters={"name": name},
+        tags=list(entry.tags),
+        schedule=schedule(entry.schedule) if entry.schedule else None,
+        concurrency_limit=1,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def serve_all(main: Path, chosen: dict[str, Pipeline], sweeps: dict[str, Sweep]) -> None:
+    """Deploys them and runs what is triggered until it is stopped. A refused parameter stops it at once."""
+    deployments = [
+        deployment(name, entry, checkout.resolve(main, entry.changes, f"pipelines.yaml: pipelines.{name}"))
+        for name, entry in chosen.items()
+    ]
+    for name, entry in sweeps.items():
+        grid.cells(main, name, pipelines.read(main))
+        deployments.append(sweep_deployment(name, entry))
+    bury(main)
     with _reports(main / "reports"):
         # The schedules belong to the deployments, which another process may serve too.
-        served = (deployment(*item) for item in chosen.items())
-        serve(*served, limit=RUNS, pause_on_shutdown=False, print_starting_message=False)
+        serve(*deployments, limit=RUNS, pause_on_shutdown=False, print_starting_message=False)
+
+
+def bury(main: Path) -> None:
+    """Marks runs as crashed whose process ended with the one that served them, so that they can be retried.
+
+    Only who serves a run notices that its process was killed; when both are, it stays `Running` for ever.
+    """
+    with get_client(sync_client=True) as client:
+        for path in (main / ".fedloom" / "locks").glob(f"{RUNNING}*.lock"):
+            with contextlib.suppress(Timeout, ObjectNotFound), FileLock(path, timeout=0):
+                run = client.read_flow_run(UUID(path.stem.removeprefix(RUNNING)))
+                if run.state and run.state.is_running():
+                    client.set_flow_run_state(run.id, Crashed(message="Its process was gone; it can be retried."), True)
+                path.unlink()
 
 
 def _describe(entry: Pipeline) -> str:
-    if not entry.changes:
-        return entry.description
-    from io import StringIO
+    """What the pipeline is for, what it changes, where it runs and when, in Markdown."""
+    where = "Runs in this checkout." if not entry.changes else "Runs in a copy; kept as a DVC experiment."
+    stages = ", ".join(entry.stages) or "all five"
+    parts = [entry.description, f"**Stages:** {stages}. {where}", f"**Starts:** {_when(entry.schedule)}"]
+    if entry.changes:
+        parts += ["**Differs from `params.yaml` in:**", _yaml(entry.changes)]
+    return "\n\n".join(part for part in parts if part)
 
+
+def _yaml(values: dict[str, Any]) -> str:
     text = StringIO()
-    YAML().dump(entry.changes, text)
-    return f"{entry.description}\n\n```yaml\n{text.getvalue()}```"
+    YAML().dump(values, text)
+    return f"```yaml\n{text.getvalue()}```"
+
+
+def _when(entry: pipelines.Schedule | None) -> str:
+    if entry is None:
+        return "when you start it: *Quick run* as it stands, *Custom run* with parameters changed in a form."
+    every = f"`{entry.cron}` ({entry.timezone})" if entry.cron else f"every {entry.interval:g} seconds"
+    paused = "" if entry.active else " The schedule is paused: switch it on here."
+    return f"{every}, and when you start it.{paused}"
 
 
 class _Quiet(SimpleHTTPRequestHandler):

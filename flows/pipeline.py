@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,28 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
 from prefect.states import Completed
 from prefect.tasks import Task
+from ruamel.yaml import YAML
 
-from flows import checkout, pipelines
-from flows.overrides import Overrides, given, merge
+from flows import checkout, pipelines, succession
+from flows.form import differing, shown
+from flows.overrides import merge, parse
 from flows.pipelines import Stage
-from flows.process import Failed, dvc, run, say_into
-from flows.server import LOG, REPORTS
+from flows.process import Failed, dvc, run, speak_for_itself
+from flows.server import REPORTS
 from tasks import progress, tracking
 from tasks.config import Refused
+from tasks.models.start import Champion
 from tasks.params import Params
+from tasks.promotion.rule import Promotion
 
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
+
+
+RUNNING = "run-"
+"""How the name of the lock begins that a run holds as long as it lives, followed by its id."""
 
 
 class StageFailed(RuntimeError):
@@ -65,40 +75,81 @@ def stage(name: str, folder: str, force: bool, stale: bool, parent: str | None) 
     return Completed(name="Ran", message=f"{name} ran")
 
 
-@flow(name="fedloom", description=__doc__)
+@task(task_run_name="promotion")
+def promotion(
+    main: str, folder: str, rule: Promotion | None, stages: list[str], start: dict[str, str], parent: str
+) -> State:
+    """Decides by the pipeline's rule whether the released model becomes the champion; the state's name says it."""
+    say = get_run_logger().info
+    with checkout.exclusive(Path(main), "promotion", say):
+        decision = succession.decided(Path(folder), rule, stages, start, parent, say)
+    if decision is None:
+        return Completed(name="Unchanged", message="nothing to decide")
+    create_markdown_artifact(succession.told(decision), "promotion", decision.sentence)
+    return Completed(name="Promoted" if decision.promoted else "Kept", message=decision.sentence)
+
+
+def _called() -> str:
+    """The name of a run. One that nobody has named is called after its pipeline and the time for which it was due."""
+    run = FlowRunContext.get().flow_run
+    pipeline = runtime.flow_run.parameters["pipeline"]
+    if (run.deployment_id and not run.auto_scheduled) or run.name.startswith(f"{pipeline}-"):
+        return run.name
+    return f"{pipeline}-{run.expected_start_time.astimezone():%Y-%m-%d-%H%M}-{str(run.id)[:4]}"
+
+
+ABOUT = """Five stages, a task each: partition, train, aggregate, attack, report. A stage runs if its parameters, its
+code or its data have changed; otherwise it is kept or restored from the cache, and its state says so.
+
+Start it from a deployment, which is a pipeline of `pipelines.yaml`. The artifacts of a run are its live progress, what
+it changes, its numbers, and links to its report and to MLflow."""
+
+
+@flow(name="fedloom", description=ABOUT, flow_run_name=_called)
 def pipeline(
     pipeline: str = "default",
-    overrides: Overrides = Overrides(),  # noqa: B008 - never written to
+    overrides: dict[str, Any] | None = None,
+    further: list[str] | None = None,
     stages: list[Stage] | None = None,
     force: bool = False,
+    experiment: str | None = None,
 ) -> dict[str, Any]:
     """Runs a pipeline of `pipelines.yaml`.
 
     Args:
         pipeline: its name in pipelines.yaml
-        overrides: what differs from the pipeline's own parameters in this run
+        overrides: parameters of this run, in the shape of params.yaml; those that are as they were count for nothing
+        further: more of them, as on the command line after --set: FIELD=VALUE
         stages: stages wanted, with what they depend on; none means those of the pipeline
         force: run the wanted stages even where nothing has changed
+        experiment: run in a copy of the checkout even without overrides, and keep the run under this name
 
     Returns the run's name, what each stage did and how long it took, and the path of the report if there is one.
     """
-    if LOG in os.environ:
-        # Not through the pipe of the runner, with which the run would break.
-        say_into(Path(os.environ[LOG]))
+    speak_for_itself()
     say = get_run_logger().info
     if "DVC_STAGE" in os.environ:
         raise Refused("flow", None, "was started from within a stage, which would wait for itself")
     main = checkout.root()
     chosen = pipelines.pick(pipeline, pipelines.load(main))
-    changes = merge(chosen.changes, given(overrides))
+    own = shown(checkout.resolve(main, chosen.changes, f"pipelines.yaml: pipelines.{pipeline}"))
+    typed = merge(differing(overrides or {}, own), parse(further or ()))
+    changes = merge(chosen.changes, typed)
     settings = checkout.resolve(main, changes, f"params.yaml with the overrides of this run ({pipeline})")
+    if isinstance(settings.model.start, Champion):
+        # Who that is gets written into the parameters of the run, which are not those of the checkout then.
+        changes = merge(changes, {"model": {"start": settings.model.start.model_dump(mode="json")}})
     checkout.check(main)
-    name = _name(main)
+    name = experiment or _name(main)
     tags = {"prefect.flow_run_id": str(runtime.flow_run.id), "fedloom.pipeline": pipeline, "fedloom.run": name}
+    tags["mlflow.note.content"] = f"{chosen.description}\n\n{_told(typed)}\n\n[Open the run in Prefect]({_page()})"
+    create_markdown_artifact(_told(typed), "changes", "What this run changes")
     with (
+        checkout.exclusive(main, f"{RUNNING}{runtime.flow_run.id}", say),
         tracking.pipeline_run(name, settings, tags) as parent,
-        _place(main, name, changes, settings, say) as folder,
+        _place(main, name, changes, settings, say, not (changes or experiment)) as folder,
     ):
+        start = succession.resolved(folder, settings, say)
         wanted = list(stages or chosen.stages)
         outcomes = {}
         for planned in checkout.plan(folder, wanted):
@@ -107,8 +158,14 @@ def pipeline(
             state = stage(planned.name, str(folder), forced, planned.stale, parent, return_state=True)
             state.result()
             outcomes[planned.name] = (str(state.name).lower(), time.monotonic() - begun)
+        if parent and settings.aggregate.registry and "aggregate" in outcomes:
+            done = str(main), str(folder), chosen.promote, list(outcomes), start, parent
+            promotion(*done, return_state=True).result()
         report = checkout.publish_report(main, folder, name)
-        _show(outcomes, checkout.numbers(folder), report, parent)
+        numbers = checkout.numbers(folder)
+        if parent:
+            tracking.conclude(parent, numbers, report)
+        _show(outcomes, numbers, report, parent)
     return {"run": name, "stages": outcomes, "report": str(report) if report else None}
 
 
@@ -128,13 +185,18 @@ def _name(main: Path) -> str:
 
 
 @contextlib.contextmanager
-def _place(main: Path, name: str, changes: dict[str, Any], settings: Params, say: checkout.Say) -> Iterator[Path]:
-    """The folder to run in. Runs with the same parameters wait for each other: the second finds all in the cache."""
+def _place(
+    main: Path, name: str, changes: dict[str, Any], settings: Params, say: checkout.Say, here: bool
+) -> Iterator[Path]:
+    """The folder to run in, the checkout itself if ``here``.
+
+    Runs with the same parameters wait for each other: the second finds all in the cache.
+    """
     with contextlib.ExitStack() as stack:
-        if not changes:
+        if here:
             stack.enter_context(checkout.exclusive(main, "checkout", say))
         stack.enter_context(checkout.exclusive(main, f"params-{checkout.fingerprint(settings)}", say))
-        if not changes:
+        if here:
             yield main
         else:
             yield stack.enter_context(checkout.worktree(main, name, changes, say))
@@ -173,12 +235,29 @@ def _reason(name: str, failed: Failed) -> str:
     return "\n".join(lines).removeprefix("error: ")
 
 
+def _told(typed: dict[str, Any]) -> str:
+    """What was asked for, in Markdown: the UI keeps all parameters of a form, whether they were changed or not."""
+    if not typed:
+        return "The parameters of the pipeline, as they stand."
+    text = StringIO()
+    YAML().dump(typed, text)
+    return f"```yaml\n{text.getvalue()}```"
+
+
+def _page() -> str:
+    """Where the Prefect UI shows this run."""
+    api = os.environ.get("PREFECT_API_URL", "")
+    return f"{api.removesuffix('/api')}/runs/flow-run/{runtime.flow_run.id}"
+
+
 def _show(outcomes: dict[str, tuple[str, float]], numbers: dict, report: Path | None, parent: str | None) -> None:
     rows = [{"stage": name, "outcome": what, "seconds": f"{s:.1f}"} for name, (what, s) in outcomes.items()]
     create_table_artifact(rows, "stages", "What each stage did")
     if numbers:
         shown = [
-            {"number": name, "value": f"{v:.4g}" if isinstance(v, float) else str(v)} for name, v in numbers.items()
+            {"number": name, "value": f"{v:.4g}" if isinstance(v, float) else str(v)}
+            for name, v in numbers.items()
+            if v is not None
         ]
         create_table_artifact(shown, "summary", "The numbers of this run")
     if report and os.environ.get(REPORTS):

@@ -1,4 +1,7 @@
-"""`pipelines.yaml`: named pipelines, each a set of stages, overrides of `params.yaml`, a schedule and resources."""
+"""`pipelines.yaml`: named pipelines, each a set of stages, overrides of `params.yaml`, a schedule and resources.
+
+And sweeps, each a set of variations of a pipeline.
+"""
 
 import difflib
 import json
@@ -10,6 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from tasks.config import Config, Refused
+from tasks.promotion.rule import Promotion
 
 FILE = "pipelines.yaml"
 
@@ -78,6 +82,9 @@ class Pipeline(Config):
     stages: tuple[Stage, ...] = Field((), description="stages wanted, with what they depend on; none means all")
     overrides: dict[str, Any] = Field({}, description="what differs from params.yaml, in the same shape")
     schedule: Schedule | None = Field(None, description="when it starts by itself while `fedloom serve` runs")
+    promote: Promotion | None = Field(
+        Promotion(), description="when the released model becomes the champion of MLflow's registry; null for never"
+    )
     resources: Resources = Field(Resources(), description="what it may take of the machine")
     tags: tuple[str, ...] = Field((), description="labels in the Prefect UI")
 
@@ -91,14 +98,73 @@ class Pipeline(Config):
         return {**self.overrides, "train": {**train, "engine": engine}}
 
 
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+
+
+class Case(Config):
+    """One named variation in the list of a sweep."""
+
+    name: Name = Field(description="what it is called in the comparison and in the names of its experiments")
+    overrides: dict[str, Any] = Field({}, description="what differs from the pipeline, in the shape of params.yaml")
+
+
+class SweepResources(Config):
+    """What a sweep may take of the machine."""
+
+    parallel: int = Field(1, ge=1, description="cells at a time")
+    workers: int | Literal["auto"] | None = Field(
+        None, description="train.engine.workers of each cell; where neither says a number, a fair share of the cores"
+    )
+
+
+class Sweep(Config):
+    """Variations of a pipeline, run side by side and compared: every case of `list` at every point of `grid`."""
+
+    description: str = Field("", description="what it is to find out, in a sentence")
+    pipeline: str = Field("default", description="the pipeline that is varied, with its overrides and stages")
+    overrides: dict[str, Any] = Field({}, description="what differs from the pipeline in every cell")
+    list: tuple[Case, ...] = Field((), description="named variations")
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+        {}, description="fields of params.yaml, as in train.uplink, with the values that each takes"
+    )
+    schedule: Schedule | None = Field(None, description="when it starts by itself while `fedloom serve` runs")
+    resources: SweepResources = Field(SweepResources(), description="what it may take of the machine")
+    tags: tuple[str, ...] = Field((), description="labels in the Prefect UI")
+
+    @model_validator(mode="after")
+    def _varies(self) -> Self:
+        if not (self.list or self.grid):
+            raise ValueError("needs a `grid`, a `list` or both, or there is nothing to compare")
+        names = [case.name for case in self.list]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two cases of `list` are called {', '.join(twice)}")
+        return self
+
+
 class Pipelines(Config):
     """The whole file."""
 
-    pipelines: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], Pipeline] = Field(min_length=1)
+    pipelines: dict[Name, Pipeline] = Field(min_length=1)
+    sweeps: dict[Name, Sweep] = Field({}, description="sets of variations of a pipeline that are run and compared")
+
+    @model_validator(mode="after")
+    def _sweeps_fit(self) -> Self:
+        for name, sweep in self.sweeps.items():
+            if name in self.pipelines:
+                raise ValueError(f"sweeps.{name}: a pipeline has this name already")
+            if sweep.pipeline not in self.pipelines:
+                known = nearest(sweep.pipeline, list(self.pipelines))
+                raise ValueError(f"sweeps.{name}.pipeline = {sweep.pipeline!r}: unknown{known}")
+        return self
 
 
 def load(folder: Path) -> dict[str, Pipeline]:
-    """The pipelines of the checkout in ``folder``, by name.
+    """The pipelines of the checkout in ``folder``, by name; refused as :func:`read` does."""
+    return read(folder).pipelines
+
+
+def read(folder: Path) -> Pipelines:
+    """The file of the checkout in ``folder``.
 
     Raises
     ------
@@ -116,7 +182,7 @@ def load(folder: Path) -> dict[str, Pipeline]:
     except (YAMLError, UnicodeDecodeError) as error:
         raise Refused(FILE, None, f"is not YAML: {error}") from None
     try:
-        return Pipelines.model_validate_json(json.dumps(data)).pipelines
+        return Pipelines.model_validate_json(json.dumps(data))
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise Refused(FILE, None, f"holds a value that is no number, text, list or mapping ({error})") from None
@@ -131,6 +197,13 @@ def pick(name: str, pipelines: dict[str, Pipeline]) -> Pipeline:
     return pipelines[name]
 
 
+def pick_sweep(name: str, sweeps: dict[str, Sweep]) -> Sweep:
+    """The sweep called ``name``; refused with the nearest name where there is none."""
+    if name not in sweeps:
+        raise Refused("sweep", name, f"unknown{nearest(name, list(sweeps))}")
+    return sweeps[name]
+
+
 def nearest(name: str, known: list[str]) -> str:
     """A hint for a mistyped name: the nearest known one, and all of them."""
     close = difflib.get_close_matches(name, known, 1, 0.5)
@@ -141,8 +214,10 @@ def _explain(detail: Any) -> str:
     place = detail["loc"]
     where = ".".join(str(part) for part in place if part != "[key]") or "the file"
     if detail["type"] == "extra_forbidden":
-        sections = {"schedule": Schedule, "resources": Resources}
-        owner = Pipelines if len(place) == 1 else sections[place[2]] if len(place) > 3 else Pipeline
+        entry = Sweep if place[0] == "sweeps" else Pipeline
+        resources = SweepResources if entry is Sweep else Resources
+        sections = {"schedule": Schedule, "resources": resources, "promote": Promotion, "list": Case}
+        owner = Pipelines if len(place) == 1 else sections[place[2]] if len(place) > 3 else entry
         return f"{where}: unknown field{nearest(str(place[-1]), list(owner.model_fields))}"
     if detail["type"] == "string_pattern_mismatch":
         return f"{where}: a name is made of a-z, 0-9 and -"

@@ -1,5 +1,6 @@
 """Running a command so that it can be watched, stopped as a whole, and asked what went wrong."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -10,6 +11,9 @@ from pathlib import Path
 
 GRACE = 15.0
 """Seconds between asking a group of processes to stop and killing it."""
+
+LOG = "FEDLOOM_LOG"
+"""Environment variable: the file that keeps what a service says, and the runs that it starts."""
 
 
 class Failed(RuntimeError):
@@ -65,6 +69,48 @@ def run(
     return output
 
 
+async def follow(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], hear: Callable[[str], None]
+) -> None:
+    """Runs ``command`` in a process group of its own, beside others; ``hear`` gets each line of its output at once.
+
+    ``environment`` is the whole of it. Whatever ends the wait ends the whole group.
+
+    Raises
+    ------
+    Failed
+        Where the command ends with an error.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=folder,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+        limit=1 << 20,
+    )
+    output = []
+    try:
+        async for line in process.stdout:
+            output.append(line.decode(errors="replace").rstrip())
+            hear(output[-1])
+        status = await process.wait()
+    except BaseException:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), GRACE)
+                break
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+    if status:
+        raise Failed(command, status, output)
+
+
 def stop(process: subprocess.Popen) -> None:
     """Ends the whole process group of ``process``: first asked, then killed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
@@ -78,12 +124,14 @@ def stop(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def say_into(path: Path) -> None:
-    """Adds to the end of a file all that this process says from now on."""
-    with path.open("a") as file:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(file.fileno(), stream.fileno())
+def speak_for_itself() -> None:
+    """Has this process write to the log that :data:`LOG` names, rather than through the pipe of who started it: with
+    that it would break. What it starts itself speaks to it."""
+    if path := os.environ.pop(LOG, None):
+        with open(path, "a") as log:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+                os.dup2(log.fileno(), stream.fileno())
 
 
 def dvc(*arguments: str) -> list[str]:

@@ -4,12 +4,10 @@ A run that was stopped goes on where it was, and what is unchanged is not repeat
 """
 
 import asyncio
-import contextlib
 import functools
 import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +18,7 @@ from flows import cells, checkout, claims, reference, verdicts
 from flows.board import Board
 from flows.cells import Cell
 from flows.claims import Replication
-from flows.process import GRACE, Failed
+from flows.process import Failed, follow
 from tasks import tracking
 from tasks.artifacts import read_lines, write_json, write_text
 from tasks.config import Refused
@@ -104,41 +102,11 @@ async def _work(main: Path, place: Path, cell: Cell, board: Board) -> None:
     for stage in cell.missing:
         start = perf_counter()
         command = [sys.executable, "-m", f"tasks.{stage}", *places]
-        await _run(command, place, environment, functools.partial(board.hear, cell))
+        await follow(command, place, environment, functools.partial(board.hear, cell))
         seconds = {**cell.seconds, stage: round(perf_counter() - start, 2)}
         write_json(cell.record, cell.known | {"seconds": seconds})
         board.done(cell, stage)
     board.finish(cell)
-
-
-async def _run(command: Sequence[str], folder: Path, environment: dict[str, str], hear: Callable[[str], None]) -> None:
-    """Runs a stage in a process group of its own; whatever ends the wait ends the whole group."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=folder,
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-        limit=1 << 20,
-    )
-    output = []
-    try:
-        async for line in process.stdout:
-            output.append(line.decode(errors="replace").rstrip())
-            hear(output[-1])
-        status = await process.wait()
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), GRACE)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        raise
-    if status:
-        raise Failed(command[1:], status, output)
 
 
 def remember(todo: Sequence[Cell]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flows.process import stop
+from flows.process import LOG, stop
 from tasks import tracking
 from tasks.artifacts import write_text
 from tasks.config import Refused
@@ -31,9 +31,6 @@ REPORTS = "FEDLOOM_REPORTS_URL"
 
 PATIENCE = 180.0
 """Seconds that a server may take to come up on a busy machine."""
-
-LOG = "FEDLOOM_LOG"
-"""Environment variable: the file that keeps what a service and the runs that it starts say."""
 
 LOG_BYTES = 10 * 2**20
 """A log that has grown beyond this makes room at the next start: one older file is kept."""
@@ -97,6 +94,8 @@ def settings(main: Path) -> dict[str, str]:
         "PREFECT_HOME": str(main / ".fedloom" / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(int(PATIENCE)),
         "PREFECT_LOGGING_LEVEL": "INFO",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }
     return tracking.QUIET | {name: os.environ.get(name, value) for name, value in defaults.items()}
 
@@ -113,8 +112,9 @@ def prefect(main: Path, port: int, services: bool = True) -> Service:
     """Prefect's server with its UI. ``services`` are what schedules need."""
     url = f"http://{HOST}:{port}/api"
     command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
-    # Without its own address the UI looks for the API on the default port.
-    shown = {"PREFECT_SERVER_UI_API_URL": os.environ.get("PREFECT_SERVER_UI_API_URL", url)}
+    # Without its own address the UI looks for the API on the default port, and notifications have no link.
+    seen = os.environ.get("PREFECT_SERVER_UI_API_URL", url)
+    shown = {"PREFECT_SERVER_UI_API_URL": seen, "PREFECT_UI_URL": seen.removesuffix("/api")}
     return Service("prefect", command if services else (*command, "--no-services"), main, partial(answers, url), shown)
 
 

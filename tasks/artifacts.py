@@ -5,6 +5,7 @@ pickled, and what cannot be read is refused with the file's name and what to do 
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -188,6 +189,12 @@ def read_tree(path: Path) -> Tree:
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise Damaged(path, f"is not a complete safetensors file ({error})") from None
+
+
+def sha256(path: Path) -> str:
+    """What a file's content is known by, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_array(path: Path) -> np.ndarray:

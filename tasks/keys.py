@@ -89,13 +89,18 @@ def shuffles(keys: np.ndarray, length: int) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         x = keys.astype(np.uint64)[:, None] + np.arange(1, length + 1, dtype=np.uint64) * np.uint64(GOLDEN)
-        for _ in range(2):
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX_1)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX_2)
-            x = x ^ (x >> np.uint64(31))
-    return x
+        return _host_mix(_host_mix(x))
 
 
 def each(key: int, numbers: np.ndarray) -> np.ndarray:
     """:func:`fold` of one host key with many ``numbers`` at once, as int64 ``[len(numbers)]``."""
-    return fold(torch.tensor(key, dtype=KEY), torch.from_numpy(np.ascontiguousarray(numbers, np.int64))).numpy()
+    with np.errstate(over="ignore"):
+        start = _host_mix(np.array([(key + GOLDEN) % (1 << 64)], np.uint64))
+        return _host_mix(start ^ (numbers.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(1))).view(np.int64)
+
+
+def _host_mix(x: np.ndarray) -> np.ndarray:
+    """:func:`_mix` of uint64 values, which wrap around."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX_1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX_2)
+    return x ^ (x >> np.uint64(31))

@@ -103,7 +103,9 @@ def build(data: Any, file: str = FILE) -> Params:
 
 def conflicts(params: Params) -> Iterator[str]:
     """What is wrong between fields that are fine one by one."""
-    train, clients = params.train, params.partition.clients
+    train = params.train
+    # Where only the data know how many there are, `counted` asks again.
+    clients = params.partition.clients or train.cohort
     yield from _misfits(params)
     if train.cohort > clients:
         yield f"train.cohort = {train.cohort}: must be at most partition.clients = {clients}"
@@ -130,6 +132,20 @@ def conflicts(params: Params) -> Iterator[str]:
     yield from train.topology.conflicts(train, clients)
     yield from params.aggregate.conflicts(train)
     yield from params.attack.conflicts(train)
+
+
+def counted(params: Params, clients: int) -> Params:
+    """``params`` with the ``clients`` that the partition has, where they leave their number to the data.
+
+    Raises ``ParamsRefused`` where the rest does not go with that many.
+    """
+    if params.partition.clients is not None:
+        return params
+    params = params.model_copy(update={"partition": params.partition.model_copy(update={"clients": clients})})
+    problems = list(conflicts(params))
+    if problems:
+        raise ParamsRefused(FILE, problems)
+    return params
 
 
 def _momenta(algorithm: FedAvg) -> Momenta:

@@ -164,8 +164,10 @@ class MLflowTracker(Tracker):
         if "DVC_STAGE" in os.environ:
             tags["dvc.key"] = dvc_key(os.environ["DVC_STAGE"])
         mlflow = _mlflow()
+        # With the name of the whole: a chart of several runs has nothing else to tell them apart.
+        whole = mlflow.MlflowClient().get_run(self.parent).info.run_name
         self.run_id = mlflow.start_run(
-            experiment_id=_experiment(), run_name=self.stage, parent_run_id=self.parent, tags=tags
+            experiment_id=_experiment(), run_name=f"{whole} {self.stage}", parent_run_id=self.parent, tags=tags
         ).info.run_id
         section = getattr(self.settings, self.stage, None)
         if section is not None:
@@ -236,9 +238,29 @@ def ui() -> str:
     return (os.environ.get(UI) or (store() if remote() else "http://127.0.0.1:5000")).rstrip("/")
 
 
+def client() -> Any:
+    """MLflow's client for the store."""
+    return _mlflow().MlflowClient()
+
+
 def run_url(run_id: str) -> str:
     """Where the UI shows a run."""
     return f"{ui()}/#/experiments/{_experiment()}/runs/{run_id}"
+
+
+def tagged(name: str, tags: Mapping[str, str]) -> str | None:
+    """Puts ``tags`` on the newest pipeline run called ``name``, and returns its id; None where it is not recorded."""
+    if not enabled():
+        return None
+    try:
+        client = _mlflow().MlflowClient()
+        found = client.search_runs([_experiment()], f"tags.`fedloom.run` = '{name}'", max_results=1)
+        for tag, value in tags.items() if found else ():
+            client.set_tag(found[0].info.run_id, tag, value)
+    except Exception as error:
+        _complain(error)
+        return None
+    return found[0].info.run_id if found else None
 
 
 @contextlib.contextmanager
@@ -263,6 +285,16 @@ def pipeline_run(name: str, settings: BaseModel, tags: Mapping[str, str]) -> Ite
         if run_id:
             with contextlib.suppress(Exception):
                 _mlflow().MlflowClient().set_terminated(run_id, status)
+
+
+def conclude(run_id: str, numbers: Mapping[str, Any], report: Path | None) -> None:
+    """Puts what came of a pipeline on its parent run: the numbers of all stages, restored ones too, and the report."""
+    try:
+        _log_metrics(run_id, _points(numbers, None))
+        if report:
+            _mlflow().MlflowClient().log_artifact(run_id, str(report))
+    except Exception as error:
+        _complain(error)
 
 
 def record(

@@ -46,14 +46,20 @@ ELSEWHERE = {
     "fedloom serve": "tests/flows/test_serve.py",
     "dvc push": "tests/flows/test_team.py",
     "dvc pull": "tests/flows/test_team.py",
+    "fedloom notify": "tests/flows/test_ui.py",
     "fedloom report --open": "tests/flows/test_cli.py",
     "python -m tasks.partition": "tests/tasks/partition/test_docs.py",
+    "python -m tasks.promotion": "tests/flows/test_drift.py",
     "python -m tasks.attack": "tests/tasks/attack/test_stage.py",
     "python -m tasks.train": "tests/tasks/train/test_stage.py",
     "python -m tasks.<stage>": "tests/tasks/train/test_stage.py",
     "fedloom show": "tests/flows/test_cli.py",
     "fedloom replicate": "tests/flows/test_replicate.py",
+    "fedloom sweep": "tests/flows/test_sweep.py",
+    "dvc exp show": "tests/flows/test_sweep.py",
+    "dvc exp apply": "tests/flows/test_sweep.py",
     "dvc metrics diff": "Makefile",
+    "dvc repro -s": "tests/flows/test_pipeline.py",
     "python -m benchmarks": "tests/test_benchmarks.py",
 }
 """Commands that are not run here, and the file whose tests run them."""
@@ -150,6 +156,12 @@ def test_the_commands_for_contributors_work(checkout):
 def test_the_commands_on_training_work(checkout):
     checkout.run("make run")
     for command in commands(ROOT / "docs" / "training.md"):
+        checkout.run(command)
+
+
+def test_the_commands_on_orchestration_work(checkout):
+    checkout.run("make run")
+    for command in commands(ROOT / "docs" / "orchestration.md"):
         checkout.run(command)
 
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import tasks
 from tasks.aggregate import released
-from tasks.aggregate.settings import Registry
-from tasks.artifacts import read_tree
+from tasks.artifacts import read_tree, sha256
 from tasks.models import build
 from tasks.models.architectures import Custom
 from tasks.models.start import Fresh
@@ -26,29 +25,35 @@ from tasks.partition.federation import Meta
 if TYPE_CHECKING:
     from tasks.params import Params
 
+CANDIDATE, CHAMPION = "candidate", "champion"
+"""The aliases of the newest version, and of the one to use."""
+WEIGHTS = "fedloom.weights"
+"""The tag of a version by which the released model is found again: the SHA-256 of its file."""
 REQUIREMENTS = ("torch", "numpy", "pydantic", "safetensors")
 
 
 def register(params: "Params", meta: Meta, weights: Path, numbers: dict[str, float | None]) -> None:
     """Logs the model under MLflow's active run and registers it; a failure is said, and costs only the entry."""
-    settings = params.aggregate.registry
     try:
-        version, alias = _register(settings, params, meta, weights, numbers)
+        version = _register(params, meta, weights, numbers)
     except Exception as error:
         print(f"warning: the model is not in MLflow's registry: {error}", file=sys.stderr)
         return
-    uri = f"models:/{version.name}@{settings.alias}" if alias else f"models:/{version.name}/{version.version}"
-    kept = "" if alias else f" (`{settings.alias}` stays where it is)"
-    print(f"registered {version.name} version {version.version}{kept}: mlflow.pyfunc.load_model({uri!r})")
+    uri = f"models:/{version.name}/{version.version}"
+    print(f"registered {version.name} version {version.version}: mlflow.pyfunc.load_model({uri!r})")
 
 
-def _register(
-    settings: Registry, params: "Params", meta: Meta, weights: Path, numbers: dict[str, float | None]
-) -> tuple[Any, bool]:
-    """The new version, and whether it got the alias."""
+def registered_name(params: "Params", dataset: str) -> str:
+    """The name under which the released model of a training on ``dataset`` is registered."""
+    given = params.aggregate.registry and params.aggregate.registry.model
+    return given or re.sub(r"[^\w.-]+", "-", f"fedloom-{dataset}-{params.model.name}")
+
+
+def _register(params: "Params", meta: Meta, weights: Path, numbers: dict[str, float | None]) -> Any:
+    """The new version."""
     import mlflow
 
-    name = settings.model or re.sub(r"[^\w.-]+", "-", f"fedloom-{meta.dataset}-{params.model.name}")
+    name = registered_name(params, meta.dataset)
     with tempfile.TemporaryDirectory() as scratch:
         folder, code = Path(scratch, "released"), Path(scratch, "code")
         # What does not train goes along, so that nobody needs what it was started from.
@@ -58,6 +63,7 @@ def _register(
             shape=meta.shape,
             classes=meta.classes,
             class_names=meta.class_names,
+            features=meta.features,
             seed=params.seed,
         )
         released.save(folder, described, read_tree(weights) | frozen)
@@ -78,24 +84,12 @@ def _register(
             )
     version = mlflow.register_model(logged.model_uri, name)
     client = mlflow.MlflowClient()
+    client.set_model_version_tag(name, version.version, WEIGHTS, sha256(weights))
     for key, value in numbers.items():
         if value is not None:
             client.set_model_version_tag(name, version.version, key, repr(value))
-    alias = wins(settings, client, name, numbers["accuracy"])
-    if alias:
-        client.set_registered_model_alias(name, settings.alias, version.version)
-    return version, alias
-
-
-def wins(settings: Registry, client: Any, name: str, accuracy: float | None) -> bool:
-    """Whether a version with this test accuracy takes the alias over."""
-    if settings.promote != "better":
-        return settings.promote == "always"
-    holder = client.get_registered_model(name).aliases.get(settings.alias)
-    if holder is None:
-        return True
-    standing = client.get_model_version(name, holder).tags.get("accuracy")
-    return standing is None or (accuracy is not None and accuracy >= float(standing))
+    client.set_registered_model_alias(name, CANDIDATE, version.version)
+    return version
 
 
 def signature(meta: Meta) -> Any:

@@ -24,6 +24,7 @@ class Description(BaseModel):
     shape: tuple[int, ...]
     classes: int
     class_names: tuple[str, ...]
+    features: tuple[str, ...] | None = None
     seed: int
 
 

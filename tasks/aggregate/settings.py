@@ -1,10 +1,9 @@
 """The ``aggregate`` section of `params.yaml`."""
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from tasks.aggregate.merges import AnyMerge
 from tasks.aggregate.merges.final import Final
@@ -40,24 +39,14 @@ class Evaluate(Config):
 
 
 class Registry(Config):
-    """How the released model enters MLflow's model registry."""
+    """How the released model enters MLflow's model registry: as the version with the alias `candidate`.
+
+    Whether it becomes the `champion` too is for `promote` in pipelines.yaml to say.
+    """
 
     model: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][\w.-]*$", description="registered name; null for fedloom-<dataset>-<model>"
     )
-    alias: str = Field("champion", pattern=r"^[A-Za-z][\w-]*$", description="alias that finds the model to use")
-    promote: Literal["better", "always", "never"] = Field(
-        "better",
-        description="when the alias moves to the new version: if its test accuracy is at least that of the holder, "
-        "always, or never",
-    )
-
-    @field_validator("alias")
-    @classmethod
-    def _free(cls, alias: str) -> str:
-        if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
-            raise ValueError("MLflow keeps `latest` and `v1`, `v2`, ... for itself")
-        return alias
 
 
 class AggregateSettings(Config):

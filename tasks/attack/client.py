@@ -65,7 +65,7 @@ class HonestClient:
         context = replace(
             self.context,
             steps=len(order),
-            epochs=work.batches.passes(len(self.y)),
+            epochs=int(work.batches.passes(len(self.y))),
             batch_size=work.batches.size,
             bytes=tree.nbytes(sent["payload"]) + tree.nbytes(sent["note"]),
         )

@@ -27,6 +27,9 @@ def build(model: Model, shape: tuple[int, ...], classes: int, seed: int) -> Netw
         if model.weights == "xavier":
             _xavier(module)
         recipe = model.model_dump_json(exclude={"start", "adapter"})
+        if model.start.whole:
+            trains = model.adapter.fit(module)
+            return Network(module, trains, load(model.start, module, recipe, tuple(shape), None))
         keeps = None if isinstance(model.start, Fresh) else head(module)
         loaded = load(model.start, module, recipe, tuple(shape), keeps)
         return Network(module, model.adapter.fit(module), loaded)

@@ -1,4 +1,4 @@
-"""What a network starts from: weights drawn afresh, those of a file, or those of a training on public data."""
+"""What a network starts from: fresh weights, those of a file or of a registered model, or a training on public data."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from tasks import keys
-from tasks.artifacts import read_tree, write_tree
+from tasks.artifacts import read_tree, sha256, write_tree
 from tasks.config import Config, Refused, one_of
 from tasks.partition.datasets import Dataset
 from tasks.partition.datasets.bundled import Digits
@@ -20,27 +20,86 @@ from tasks.tree import Tree
 FIELD = "params.yaml: model.start"
 
 
-class Fresh(Config):
+class Beginning(Config):
+    """The base of all starts."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the weights are those of the whole network, its last layer and what an adapter adds included."""
+        return False
+
+    def weights(self, module: nn.Module, recipe: str, shape: tuple[int, ...]) -> Tree:
+        """What ``module``, made by ``recipe`` for samples of ``shape``, starts with in place of what it has."""
+        raise NotImplementedError
+
+
+class Fresh(Beginning):
     """Weights drawn from the run's seed."""
 
     name: Literal["fresh"] = "fresh"
 
     def weights(self, module: nn.Module, recipe: str, shape: tuple[int, ...]) -> Tree:
-        """What ``module``, made by ``recipe`` for samples of ``shape``, starts with in place of what it has."""
         return {}
 
 
-class File(Config):
-    """The weights of a safetensors file, such as `artifacts/aggregate/model.safetensors` of another run."""
+class File(Beginning):
+    """The weights of a safetensors file, such as a copy of `artifacts/aggregate/model.safetensors` of another run.
+
+    The file is named by its content too: a run is refused, and told the digest, where `sha256` is another. So DVC,
+    which watches the parameters, trains again exactly when the weights are others.
+    """
 
     name: Literal["file"] = "file"
     path: Path = Field(description="the file, relative to the folder of params.yaml")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="the SHA-256 of the file, in hexadecimal")
+    head: bool = Field(
+        False, description="take the last linear layer and the adapter too: to train on, not to learn other classes"
+    )
+
+    @property
+    def whole(self) -> bool:
+        return self.head
 
     def weights(self, module: nn.Module, recipe: str, shape: tuple[int, ...]) -> Tree:
-        return read_tree(self.path)
+        self.check()
+        return read_tree(self.place)
+
+    @property
+    def place(self) -> Path:
+        """Where the file is, also for a run in a worktree."""
+        from tasks.tracking import main_checkout
+
+        return main_checkout() / self.path
+
+    def check(self) -> None:
+        """Raises ``Refused`` where the file is not the one that was meant."""
+        if not self.place.is_file():
+            raise Refused(f"{FIELD}.path", str(self.path), "is no file", "Put the file there, or name another")
+        found = sha256(self.place)
+        if found != self.sha256:
+            mend = "Set it to that, if this is the file that you mean"
+            raise Refused(f"{FIELD}.sha256", self.sha256, f"{self.path} has {found}", mend)
 
 
-class Pretrained(Config):
+class Champion(Beginning):
+    """The whole weights of the model that holds the alias `champion` in MLflow's registry: training goes on from them.
+
+    `fedloom run` looks it up and writes it into the run's own parameters as a `file` with its digest, so that the run
+    can be repeated, and so that training runs again exactly when the champion is another one. A champion that came of
+    the same data and the same training parameters is no news: such a run starts from what the champion started from,
+    and finds everything done.
+    """
+
+    name: Literal["champion"] = "champion"
+    model: str | None = Field(None, description="its registered name; null for the one that the run registers")
+    optional: bool = Field(True, description="start from fresh weights where there is no champion yet")
+
+    def weights(self, module: nn.Module, recipe: str, shape: tuple[int, ...]) -> Tree:
+        mend = "Use `fedloom run`, or a `file` with its digest"
+        raise Refused(FIELD, self.name, "is looked up by `fedloom run`, and by no stage that runs without it", mend)
+
+
+class Pretrained(Beginning):
     """Weights from a training on public data, all of it in one place, with Adam.
 
     Done once: the result is kept under `.fedloom/pretrained` in the main checkout, by a hash of all that it follows
@@ -92,7 +151,7 @@ class Pretrained(Config):
         return {name: value.detach() for name, value in module.state_dict().items()}
 
 
-Start = one_of(Fresh, File, Pretrained)
+Start = one_of(Fresh, File, Champion, Pretrained)
 
 
 def load(start: Start, module: nn.Module, recipe: str, shape: tuple[int, ...], head: str | None) -> str | None:
@@ -100,7 +159,7 @@ def load(start: Start, module: nn.Module, recipe: str, shape: tuple[int, ...], h
 
     Returns the SHA-256 of what was loaded, None where nothing was.
     """
-    before = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    before = {name: value.detach().clone() for name, value in module.named_parameters()}
     found = start.weights(module, recipe, shape)
     if not found:
         return None
@@ -109,7 +168,9 @@ def load(start: Start, module: nn.Module, recipe: str, shape: tuple[int, ...], h
         if name not in new and (name not in found or found[name].shape != value.shape):
             allowed = f"has no {name} of shape {tuple(value.shape)}"
             raise Refused(FIELD, start.name, allowed, "Use the same model for both")
-    module.load_state_dict({name: value if name in new else found[name] for name, value in before.items()})
+    kept = {name: value if name in new else found[name] for name, value in before.items()}
+    # What are no parameters are constants of the network, which a released model leaves out.
+    module.load_state_dict(kept, strict=False)
     digest = hashlib.sha256()
     for name in sorted(set(before) - new):
         digest.update(found[name].contiguous().numpy().tobytes())

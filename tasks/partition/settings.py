@@ -10,13 +10,19 @@ from tasks.partition.federation import Kind
 from tasks.partition.refine import Refinement
 from tasks.partition.skews import NoSkew, Skew
 from tasks.partition.splits import Dirichlet, Split
+from tasks.partition.splits.division import Division
 
 
 class PartitionSettings(Config):
     """Which data, and who has which."""
 
     dataset: Dataset = Field(Digits(), description="the samples")
-    clients: int = Field(100, ge=1, le=100_000_000, description="clients of the federation")
+    clients: int | None = Field(
+        100,
+        ge=1,
+        le=100_000_000,
+        description="clients of the federation; null with split column: one for each value of the column",
+    )
     split: Split = Field(Dirichlet(), description="which client owns which sample")
     skew: Skew = Field(NoSkew(), description="how the clients' samples differ for the same label")
     refine: tuple[Refinement, ...] = Field(
@@ -40,6 +46,8 @@ class PartitionSettings(Config):
 
     def conflicts(self, promised: bool) -> Iterator[str]:
         """What is wrong between fields; ``promised``: differential privacy is promised of the run."""
+        if self.clients is None and type(self.split).natural is Division.natural:
+            yield f"partition.clients = None: split {self.split.name!r} needs their number; the data tell it to column"
         kinds: set[Kind] = set(self.dataset.kinds)
         for i, step in enumerate(self.refine):
             where = f"partition.refine[{i}].name = {step.name!r}"

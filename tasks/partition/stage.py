@@ -35,7 +35,7 @@ def partition(params: "Params", artifacts: Path, tracker: "Tracker") -> None:
     samples = _limited(samples, settings.limit, settings.test_limit, seed)
     samples = _with_public(samples, settings.public, seed)
     settings.skew.check(samples.kind)
-    clients = settings.clients
+    clients = settings.clients or settings.split.natural(samples.y, samples.columns)
     owner = settings.split.assign(samples.y, samples.columns, clients, generator(seed, "split"))
     owner, moved = filled(owner, clients, settings.min_size, generator(seed, "minimum size"))
     index = indexed(owner, clients, settings.validation_fraction, generator(seed, "order"))
@@ -95,7 +95,7 @@ def partition(params: "Params", artifacts: Path, tracker: "Tracker") -> None:
             content["before_refinement"] = measure(samples.y, index, data.classes, moved).numbers()
         write_json(folder / "meta.json", meta.model_dump(mode="json"))
         write_json(folder / "card.json", content)
-        draw(card, samples.class_names, _title(settings), folder / "card.svg")
+        draw(card, samples.class_names, _title(settings, clients), folder / "card.svg")
     write_json(artifacts.parent / "metrics" / "partition.json", card.numbers())
     tracker.metrics(card.numbers())
     tracker.artifact(artifacts / "partition" / "card.svg")
@@ -120,13 +120,13 @@ def refined(settings: "PartitionSettings", data: Partitioned, seed: int, folder:
     return data, Exchange(**{name: sum(total[name] for total in totals) for name in Exchange.model_fields})
 
 
-def _title(settings: "PartitionSettings") -> str:
+def _title(settings: "PartitionSettings", clients: int) -> str:
     fields = settings.split.model_dump(exclude={"name"}).items()
     knobs = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields)
     skew = "" if settings.skew.name == "none" else f", {settings.skew.name} skew"
     skew += "".join(f", {refinement.name}" for refinement in settings.refine)
     split = settings.split.name + (f" ({knobs})" if knobs else "")
-    return f"{settings.dataset.title} over {settings.clients:,} clients: {split}{skew}"
+    return f"{settings.dataset.title} over {clients:,} clients: {split}{skew}"
 
 
 def write_chunks(path: Path, dtype: type, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> None:

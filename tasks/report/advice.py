@@ -1,4 +1,4 @@
-"""What follows from the attacks for those who set the training up; every sentence compares what this run measured."""
+"""What follows for those who set the training up; every sentence compares what this run measured."""
 
 from collections.abc import Iterator
 from statistics import fmean
@@ -12,6 +12,11 @@ Row = dict[str, Any]
 HOW = {"optimisation": "searches", "generation": "generators", "analytics": "closed forms"}
 CLEAR = 3.0
 """dB that make a difference: half, or twice, the squared error."""
+WEAK = 8.0
+"""The epsilon above which the bound, a factor of exp(epsilon), says little by itself."""
+UNEVEN, WORSE, SURE = 0.15, 0.02, 3.0
+"""Accuracy that the worst tenth of clients lacks of the mean, and that the end lacks of the best round, to be worth a
+word; and the standard deviations that an area under the curve has to exceed one half by."""
 
 
 def advice(run: Run) -> Iterator[tuple[str, str]]:
@@ -33,6 +38,102 @@ def advice(run: Run) -> Iterator[tuple[str, str]]:
     yield from _defences(honest, bare, "a server that keeps to the protocol", noun)
     yield from _defences(malicious, bare, "one that sends models of its own making", noun)
     yield from _looking(rows)
+
+
+def remedies(run: Run) -> Iterator[tuple[str, str]]:
+    """What to do next: a few words, and the measurement that asks for it with the setting that answers."""
+    yield from _against_leaks(run)
+    yield from _promises(run)
+    if members := [row for row in run.membership if _tells(row["scores"])]:
+        most = max(members, key=lambda row: row["scores"]["auc"])
+        yield (
+            "Hide who was trained on.",
+            f"{most['attack']} tells members from others (AUC {number(most['scores']['auc'])}): fewer rounds "
+            "(`train.early_stop`) or `train.privacy` make a model remember less of each of them.",
+        )
+    if run.evaluation:
+        yield from _for_the_worst_served(run.evaluation)
+    yield from _sooner(run)
+
+
+def _against_leaks(run: Run) -> Iterator[tuple[str, str]]:
+    if run.leakage is None and not run.membership:
+        yield "Attack it.", "`attack.suite` lists attacks; until some have been tried, what leaks is unknown."
+    results = [row for row in (run.leakage or {}).get("results", ()) if row["applicable"]]
+    rows = [row for row in results if "recovered" in row["scores"] and row["family"] != "inference"]
+    for malicious, server in ((False, "whoever reads the messages"), (True, "a server that sends models of its own")):
+        same = [row for row in rows if row["malicious"] is malicious]
+        yield from _cheapest_way_out(same, server, NOUNS[run.meta.kind] if run.meta else "samples")
+
+
+def _cheapest_way_out(rows: list[Row], server: str, noun: str) -> Iterator[tuple[str, str]]:
+    """The defence behind which least is left of what ``server`` gets, if it gets anything."""
+    by_defence: dict[str, list[Row]] = {}
+    for row in rows:
+        by_defence.setdefault(row["defence"], []).append(row)
+    if not by_defence:
+        return
+    bare, *others = by_defence
+    attack, start = _best(by_defence[bare])
+    if not start:
+        return
+    said = f"{attack} gives {server} {percent(start, 0)} of the {noun} behind the messages"
+    left = {name: _best(by_defence[name])[1] for name in others}
+    best = min(left, key=left.__getitem__, default=None)
+    if best is not None and left[best] < start:
+        yield "Defend the messages.", f"{said}; {behind(best)} it is {percent(left[best], 0)}."
+    else:
+        tried = f", and {' and '.join(others)} did not help" if others else ""
+        yield "Defend the messages.", f"{said}{tried}. `attack.defences` tries others on the same messages."
+
+
+def _promises(run: Run) -> Iterator[tuple[str, str]]:
+    if not run.summary:
+        return
+    epsilon = run.summary["epsilon"]
+    if epsilon is None:
+        yield (
+            "Promise something.",
+            "That an attack fails here is no proof that none succeeds; `train.privacy` gives a bound on all: `local` "
+            "for the messages, `gaussian` for the models made of them.",
+        )
+    elif epsilon > WEAK:
+        yield (
+            "Tighten the promise.",
+            f"An epsilon of {number(epsilon)} lets the odds on any client change by a factor of "
+            f"exp({number(epsilon)}): more noise, fewer rounds or more clients to draw from make it smaller.",
+        )
+
+
+def _for_the_worst_served(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    clients, own = evaluation["per_client"], evaluation["personalised"]
+    if own and own["improved"] > own["worsened"]:
+        gain = f"{percent(own['before']['mean'])} to {percent(own['mean'])}"
+        yield "Personalise.", f"{own['name']} takes the mean client from {gain}, and more clients gain than lose."
+    elif clients["mean"] is not None and clients["mean"] - clients["worst_decile"] > UNEVEN:
+        worst, mean = percent(clients["worst_decile"]), percent(clients["mean"])
+        yield (
+            "Mind the worst served.",
+            f"A tenth of the clients gets {worst} where the mean gets {mean}: `aggregate.personalise` fits the "
+            "model to each, and `fedloom list` names algorithms that weigh the worst served more.",
+        )
+
+
+def _sooner(run: Run) -> Iterator[tuple[str, str]]:
+    scored = [row for row in run.history if row["test_accuracy"] is not None]
+    if not scored:
+        return
+    best, last = max(scored, key=lambda row: row["test_accuracy"]), scored[-1]
+    if best["test_accuracy"] - last["test_accuracy"] > WORSE:
+        yield (
+            "Keep the best.",
+            f"Round {best['round']:,} had {percent(best['test_accuracy'])}, the end {percent(last['test_accuracy'])}: "
+            "`train.early_stop` or a smaller learning rate keeps what was there.",
+        )
+
+
+def _tells(scores: dict[str, float]) -> bool:
+    return scores["auc"] >= 0.5 + SURE * scores["auc_deviation"]
 
 
 class Varied(NamedTuple):

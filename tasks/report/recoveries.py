@@ -1,6 +1,6 @@
 """What the attacks got out of all messages together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from statistics import fmean
 from typing import NamedTuple
 
@@ -53,6 +53,11 @@ def recoveries(run: Run) -> Iterator[Recovery]:
             continue
         family, malicious, mean = rows[0]["family"], rows[0]["malicious"], fmean(quality) if quality else None
         yield Recovery(attack, family, malicious, defence, len(rows), got, total, nouns, mean)
+
+
+def strongest(found: Iterable[Recovery]) -> Recovery | None:
+    """The attack that got most. A sample read back weighs more than any number of labels."""
+    return max(found, key=lambda each: (each.nouns != "labels", each.share, each.psnr or 0.0), default=None)
 
 
 def sentences(run: Run) -> Iterator[str]:

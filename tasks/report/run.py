@@ -9,6 +9,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Damaged, read_json, read_lines, read_tree
+from tasks.params import counted
 from tasks.partition.federation import Meta
 from tasks.tree import Tree
 
@@ -29,7 +30,8 @@ class Run:
     """
 
     def __init__(self, params: "Params", folder: Path):
-        self.params, self.folder = params, folder
+        self.folder = folder
+        self.params = counted(params, self.meta.clients) if self.meta else params
 
     @cached_property
     def meta(self) -> Meta | None:
@@ -134,6 +136,10 @@ class Run:
             return None
         kind = {".png": "image/png", ".svg": "image/svg+xml"}[file.suffix]
         return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+    def reconstruction(self, path: str) -> Tree:
+        """What an attack made of a message beside the originals: ``original``, ``reconstruction`` and ``labels``."""
+        return read_tree(self.folder / "attack" / path)
 
     def _columns(self, name: str) -> dict[str, list[float | None]]:
         path = self.folder / name

@@ -38,10 +38,19 @@ def title(run: Run) -> str:
 
 
 def lead(run: Run) -> str:
-    """The run in a sentence."""
+    """The run in a sentence, and what the page says of it."""
     clients, train, model = run.params.partition.clients, run.params.train, run.params.model.name
+    rounds = run.summary["rounds"] if run.summary else train.rounds
+    # By what they have, as in the panels: to import the methods would make the page depend on all of their code.
+    if hasattr(train.topology, "graph"):
+        how = (
+            f"{clients:,} nodes trained a {model} model each for {rounds:,} rounds, and mixed it with their neighbours'"
+        )
+    elif run.arrivals:
+        how = f"{clients:,} clients trained a {model} model, each at its own pace, for {rounds:,} steps of the server"
+    else:
+        how = f"{clients:,} clients, {train.cohort:,} of them a round for {rounds:,} rounds, trained a {model} model"
     return (
-        f"{clients:,} clients, {train.cohort:,} of them a round for {train.rounds:,} rounds, trained a {model} model "
-        "together without sharing their data. How good it is, what it cost, and what could be read back out of the "
+        f"{how}, without sharing their data. How good it is, what it cost, and what could be read back out of the "
         "messages."
     )

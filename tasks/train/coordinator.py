@@ -16,7 +16,7 @@ from torch import Tensor
 from tasks import keys, tree
 from tasks.partition.federation import Federation
 from tasks.train.engine.plan import Plan, stacks
-from tasks.train.engine.program import Answer, Job, Result, blank
+from tasks.train.engine.program import Answer, Blank, Job, Result, blank
 from tasks.train.engine.workers import Workers
 from tasks.train.inflight import InFlight
 from tasks.train.memory import ClientMemory
@@ -96,6 +96,7 @@ class Coordinator:
         self.participations, self.busiest = np.zeros(data.clients, np.int32), 0
         self.exposures, self.exposure = np.zeros(data.clients if train.schedule.asynchronous else 0), 0.0
         self.memories: dict[str, ClientMemory] = {}
+        self.blanks: dict[tuple, Blank] = {}
         self.flights = InFlight(memory_folder)
         self.ledger, self.uploads, self.seconds = Ledger(), {}, {}
 
@@ -156,7 +157,7 @@ class Coordinator:
         self.participations[clients] += 1
         self.busiest = max(self.busiest, int(self.participations[clients].max(initial=0)))
         nobody = tree.map(lambda value: value.new_zeros(value.shape[1:]), own)
-        empty = blank(work, shared, nobody, self.train.privacy)
+        empty = self._blank(work, shared, nobody)
         memory = self._memory(f"{work.name}/memory", lambda: work.client_memory(shared | nobody))
         residual = self._memory(f"{work.name}/residual", lambda: Chain(self.train.uplink, empty.upload).memory())
         trains = work is self.train.algorithm
@@ -203,13 +204,19 @@ class Coordinator:
         self.releases += 1
         devices, turns = self.train.devices, np.full(len(clients), self.rounds)
         speeds = devices.varied(devices.speeds(clients, self.seed, self.data.clients), clients, turns, self.seed)
-        seen = np.array([work.batches.seen(int(samples)) for samples in self.data.sizes[clients]])
-        seconds = speeds.seconds(seen, down, up)
+        seconds = speeds.seconds(work.batches.seen(self.data.sizes[clients]), down, up)
         uploads = Uploads(torch.from_numpy(clients), released.total, released.weight, released.count)
         if request.each and groups:
             back = torch.from_numpy(np.argsort(np.concatenate(groups)))
             uploads = uploads._replace(each=tree.take(tree.concatenate(each), back), weights=answer.weight[back])
         return uploads, seconds
+
+    def _blank(self, work: Work, shared: Tree, nobody: Tree) -> Blank:
+        """What the answers of an exchange are added up from, which follows from the shapes of what is sent."""
+        kind = (work, *((name, value.shape) for part in (shared, nobody) for name, value in part.items()))
+        if kind not in self.blanks:
+            self.blanks[kind] = blank(work, shared, nobody, self.train.privacy)
+        return self.blanks[kind]
 
     @cached_property
     def traffic(self) -> Traffic:
@@ -363,8 +370,7 @@ class Coordinator:
         return tree.join(delta={n: torch.tensordot(weights, value - now[n], 1) for n, value in starts.items()})
 
     def _stacks(self, work: Work, clients: np.ndarray) -> Iterator[np.ndarray]:
-        steps = np.array([work.batches.steps(int(samples)) for samples in self.data.sizes[clients]])
-        return stacks(clients, steps, self.plan.stack)
+        return stacks(clients, work.batches.steps(self.data.sizes[clients]), self.plan.stack)
 
     def _memory(self, name: str, fresh: Callable[[], Tree]) -> ClientMemory:
         if name not in self.memories:
@@ -382,12 +388,12 @@ class Coordinator:
         """Takes down those messages of ``job`` that are wanted, of a round or of ``flights``."""
         if not job.record:
             return
-        positions, counts = job.order(self.seed, self.data.sizes[job.clients])
+        positions, counts = job.order(job.keys(self.seed), self.data.sizes[job.clients])
         for row, i in enumerate(job.record):
             client, samples = int(job.clients[i]), int(self.data.sizes[job.clients[i]])
             own = tree.take(job.own, i)
             batches, lr = job.work.batches._replace(count=int(counts[i])), float((shared | own)["lr"])
-            steps, passes = batches.steps(samples), batches.passes(samples)
+            steps, passes = int(batches.steps(samples)), int(batches.passes(samples))
             # Of a pass that was broken off, a message can only tell of the samples that came up.
             used, order = np.unique(positions[i][:steps], return_inverse=True)
             skipped = int(used[0] < 0)
@@ -410,13 +416,13 @@ class Coordinator:
         self.uploads |= {"weights": answer.weight, "clients": torch.from_numpy(clients)}
 
     def _book(self, answer: Answer, lr: float | None, down: int, up: int) -> None:
-        losses, before = answer.loss[answer.accepted > 0], self.ledger
+        accepted, before = answer.accepted.numpy() > 0, self.ledger
         self.ledger = before._replace(
-            loss=float(losses.mean()) if len(losses) else before.loss,
+            loss=float(answer.loss.numpy()[accepted].mean()) if accepted.any() else before.loss,
             lr=before.lr if lr is None else lr,
             bytes_up=before.bytes_up + up,
             bytes_down=before.bytes_down + down,
-            rejected=before.rejected + int((answer.accepted == 0).sum()),
+            rejected=before.rejected + int((~accepted).sum()),
         )
 
     def _timed_wait(self, results: Iterator[Result]) -> Iterator[Result]:

@@ -64,15 +64,14 @@ class Traffic:
 
     def steps(self, clients: np.ndarray, given: Sequence[int | None]) -> np.ndarray:
         """Local steps, int64 ``[clients]``."""
-        batches, sizes = self.train.algorithm.batches, self.data.sizes[clients].tolist()
-        pairs = zip(sizes, given, strict=True)
-        return np.array([batches.steps(size) if count is None else count for size, count in pairs], np.int64)
+        usual = self.train.algorithm.batches.steps(self.data.sizes[clients])
+        pairs = zip(usual.tolist(), given, strict=True)
+        return np.array([own if count is None else count for own, count in pairs], np.int64)
 
     def seconds(self, clients: np.ndarray, turns: np.ndarray, version: int, steps: Sequence[int | None]) -> np.ndarray:
         """Seconds from dispatch to arrival ``[clients]``; turn 0 stands for a client's usual pace."""
-        counts = zip(self.data.sizes[clients].tolist(), self.steps(clients, steps).tolist(), strict=True)
-        batches = self.train.algorithm.batches
-        seen = np.array([batches._replace(count=count).seen(size) for size, count in counts])
+        batches = self.train.algorithm.batches._replace(count=self.steps(clients, steps))
+        seen = batches.seen(self.data.sizes[clients])
         speeds = type(self.speeds)(*(column[clients] for column in self.speeds))
         speeds = self.train.devices.varied(speeds, clients, turns, self.seed)
         return speeds.seconds(seen, np.array(self.down), np.array(self.up(version)))

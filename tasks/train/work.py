@@ -7,6 +7,7 @@ decides how many clients run at once, where, and in which order; the work cannot
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,35 +16,39 @@ from tasks.models import Network
 from tasks.tree import Tree
 
 NOTHING: Tree = {}
+Numbers = int | np.ndarray
 
 
 class Batches(NamedTuple):
     """How a client goes through its data: ``epochs`` passes in a fresh random order, ``size`` samples a step.
 
     A ``size`` of 0 means all samples in one step. The last batch of a pass may be smaller; none is dropped. With
-    ``count`` the passes go on until so many steps are taken, be it in the middle of one, whatever ``epochs`` says.
+    ``count`` the passes go on until so many steps are taken, be it in the middle of one, whatever ``epochs`` says; for
+    several clients it may be an array, one a client.
     """
 
     epochs: int
     size: int
-    count: int | None = None
+    count: Numbers | None = None
 
-    def steps(self, samples: int) -> int:
+    # Each of a number of samples, or of an array of such numbers, one a client.
+
+    def steps(self, samples: Numbers) -> Numbers:
         """Local steps of a client with ``samples`` samples."""
-        return self.epochs * self._pass(samples) if self.count is None else self.count
+        return self.epochs * self._pass(samples) if self.count is None else self.count + 0 * samples
 
-    def passes(self, samples: int) -> int:
+    def passes(self, samples: Numbers) -> Numbers:
         """Passes that are begun by a client with ``samples`` samples."""
         return -(-self.steps(samples) // self._pass(samples))
 
-    def seen(self, samples: int) -> int:
+    def seen(self, samples: Numbers) -> Numbers:
         """Samples that such a client goes through in all, each as often as it comes up."""
         whole, steps = divmod(self.steps(samples), self._pass(samples))
-        return whole * samples + min(steps * self.size, samples)
+        return whole * samples + np.minimum(steps * self.size, samples)
 
-    def _pass(self, samples: int) -> int:
+    def _pass(self, samples: Numbers) -> Numbers:
         """Steps of one pass over ``samples`` samples."""
-        return -(-samples // (self.size or max(samples, 1)))
+        return -(-samples // (self.size or np.maximum(samples, 1)))
 
 
 class ClientState(NamedTuple):

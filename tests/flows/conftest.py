@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows import server
+from flows.checkout import write
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ("Makefile", "dvc.yaml", ".dvcignore", ".gitignore", "params.yaml", "pipelines.yaml")
@@ -50,11 +52,13 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def until(condition: Callable[[], object], seconds: float = 90) -> None:
+def until(condition: Callable[[], Any], seconds: float = 90) -> Any:
+    """What ``condition`` gives, once it holds."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.1)
+    return found
 
 
 class Checkout:
@@ -118,6 +122,21 @@ class Checkout:
         text = path.read_text()
         assert old in text
         path.write_text(text.replace(old, new, 1))
+
+
+def project(folder: Path, changes: dict) -> Checkout:
+    """A checkout of the project itself, with ``changes`` in its `params.yaml`; nothing has run in it."""
+    for name in git(ROOT, "ls-files").splitlines():
+        if (ROOT / name).is_file() and not name.startswith(
+            ("tests/", "docs/", "metrics/", "dvc.lock", "replications/")
+        ):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    write(folder / "params.yaml", changes)
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "Start")
+    return Checkout(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,25 @@
 """The real stages under all four systems, on a federation that is small enough to train in seconds."""
 
 import json
+import os
 import shutil
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
+import torch
 from ruamel.yaml import YAML
 
-from flows.overrides import apply
-from tests.flows.conftest import ROOT, Checkout, git
+from flows import server
+from tasks.artifacts import read_tree
+from tasks.models import build
+from tasks.models.architectures import Logistic
+from tests.flows.conftest import Checkout, git, project, until
+from tests.flows.test_serve import call
 
 SMALL = {
     "partition": {"dataset": {"name": "wine"}, "clients": 5, "split": {"name": "iid"}},
@@ -21,31 +29,12 @@ SMALL = {
 }
 
 
-def project(folder: Path) -> Checkout:
-    """A checkout of the project with a small `params.yaml`, which records in MLflow."""
-    for name in git(ROOT, "ls-files").splitlines():
-        if (ROOT / name).is_file() and not name.startswith(
-            ("tests/", "docs/", "metrics/", "dvc.lock", "replications/")
-        ):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    document = YAML().load(folder / "params.yaml")
-    apply(SMALL, document)
-    YAML().dump(document, folder / "params.yaml")
-    git(folder, "init", "-q", "-b", "main")
-    git(folder, "add", "-A")
-    git(folder, "commit", "-q", "-m", "Start")
-    checkout = Checkout(folder)
-    del checkout.environment["FEDLOOM_TRACKING"]
-    checkout.environment["OMP_NUM_THREADS"] = "1"
-    return checkout
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> tuple[Checkout, str]:
-    """A small project, run once, and what the run said."""
-    checkout = project(tmp_path_factory.mktemp("real") / "checkout")
-    checkout.environment["PREFECT_API_URL"] = prefect_server
+    """A checkout of the project with a small `params.yaml`, run once, and what the run said."""
+    checkout = project(tmp_path_factory.mktemp("real") / "checkout", SMALL)
+    del checkout.environment["FEDLOOM_TRACKING"]
+    checkout.environment |= {"PREFECT_API_URL": prefect_server, "OMP_NUM_THREADS": "1"}
     return checkout, checkout.fedloom("run")
 
 
@@ -73,8 +62,38 @@ def test_mlflow_has_a_run_a_stage_that_leads_back_to_code_data_and_flow(run):
         assert found.data.tags["prefect.flow_run_id"] == flow
         assert found.data.tags["git.commit"] == git(checkout.folder, "rev-parse", "HEAD")
         assert found.data.tags["git.dirty"] == "false"
-    accuracy = client.get_metric_history(children["train"].info.run_id, "test_accuracy")
+    train = children["train"].info.run_id
+    accuracy = client.get_metric_history(train, "test_accuracy")
     assert sorted(point.step for point in accuracy) == [1, 2, 3]
+    sent = client.get_metric_history(train, "total_bytes_up")
+    by_bytes = client.get_metric_history(train, "by_bytes_up/test_accuracy")
+    assert sorted(point.step for point in by_bytes) == sorted(int(point.value) for point in sent)
+    assert sorted(point.value for point in by_bytes) == sorted(point.value for point in accuracy)
+    assert children["train"].info.run_name == f"{parents[0].info.run_name} train"
+    assert parents[0].info.run_name.startswith("default-")
+    assert parents[0].data.metrics["train.accuracy"] == max(accuracy, key=lambda point: point.step).value
+    assert flow in parents[0].data.tags["mlflow.note.content"]
+    assert [item.path for item in client.list_artifacts(parents[0].info.run_id)] == [f"{parents[0].info.run_name}.html"]
+
+
+def test_the_registered_model_is_served_and_answers_as_the_network_does(run, tmp_path):
+    checkout, _ = run
+    port = server.any_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/fedloom-wine-logistic/1"]
+    elsewhere = Checkout(tmp_path)
+    elsewhere.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{checkout.folder}/mlflow.db"
+    serving = elsewhere.start(*command, "--env-manager", "local", "-h", server.HOST, "-p", str(port))
+    try:
+        until(lambda: not server.free(port))
+        x = np.random.default_rng(0).normal(size=(5, 13)).astype(np.float32)
+        found = call(f"http://{server.HOST}:{port}", "invocations", {"inputs": x.tolist()})["predictions"]
+    finally:
+        os.killpg(serving.pid, signal.SIGTERM)
+        print(serving.communicate(timeout=60)[0])
+    network = build(Logistic(), (13,), 3, 0)
+    weights = read_tree(checkout.folder / "artifacts" / "aggregate" / "model.safetensors")
+    expected = network.apply(weights, torch.from_numpy(x)).softmax(-1).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_the_registered_model_answers_in_a_fresh_process_without_the_project(run, tmp_path):
@@ -102,6 +121,36 @@ def test_what_was_run_is_run_once(run):
     shutil.copytree(checkout.folder / ".dvc" / "cache", clone / ".dvc" / "cache")
     assert "Running stage" not in Checkout(clone).dvc("repro")
     assert git(clone, "status", "--porcelain") == ""
+
+
+def test_a_sweep_compares_what_its_runs_measured(run):
+    checkout, _ = run
+    text = """
+pipelines: {default: {}}
+sweeps:
+  s:
+    list: [{name: short, overrides: {train: {rounds: 1}}}, {name: long}]
+    grid: {attack.messages: [1, 2]}
+    resources: {parallel: 2}
+"""
+    (checkout.folder / "pipelines.yaml").write_text(text)
+    said = checkout.fedloom("sweep", "s")
+    page = (checkout.folder / "reports" / "s.html").read_text()
+    client = mlflow.MlflowClient(f"sqlite:///{checkout.folder}/mlflow.db")
+    found = client.search_runs(["1"], "tags.`fedloom.sweep` = 's'")
+    assert len({run.data.tags["fedloom.run"] for run in found}) == 4
+    (_, *rows) = (line.split() for line in said.splitlines() if line.startswith(("cell ", "1 ", "2 ", "3 ", "4 ")))
+    assert [row[1:4] for row in rows] == [[case, n, "finished"] for case in ("short", "long") for n in ("1", "2")]
+    for parent in found:
+        name = parent.data.tags["fedloom.run"]
+        kept = git(checkout.folder, "for-each-ref", "--format=%(objectname)", f"refs/exps/**/{name}")
+        metrics = json.loads(git(checkout.folder, "show", f"{kept}:metrics/train.json"))
+        assert metrics["rounds"] == (1 if "short" in name else 3)
+        assert f'data-value="{metrics["bytes_up"]}"' in page
+        assert f'href="{name}.html"' in page and f"/runs/{parent.info.run_id}" in page
+        assert (checkout.folder / "reports" / f"{name}.html").exists()
+    # The models of so many tries are not for the registry.
+    assert len(client.search_model_versions("name='fedloom-wine-logistic'")) == 1
 
 
 def test_the_same_run_elsewhere_gives_the_same_hashes(run, tmp_path: Path):

@@ -1,15 +1,11 @@
-"""Overrides: one schema for the file, the form and the command line."""
+"""Overrides: what a pipeline, the command line and the form of the Prefect UI change in the file."""
 
-import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given as hypothesis_given
-from hypothesis import strategies as st
-from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from flows.overrides import Overrides, apply, given, merge, parse
+from flows.overrides import apply, merge, parse
 from tasks import params
 from tasks.config import Refused
 
@@ -21,44 +17,6 @@ def changed(changes: dict) -> params.Params:
     document = YAML(typ="safe").load(FILE)
     apply(changes, document)
     return params.build(document)
-
-
-@hypothesis_given(
-    rounds=st.integers(2, 500),
-    cohort=st.integers(1, 100),
-    lr=st.floats(0.001, 1.0),
-    method=st.sampled_from(["fedavg", "fedprox", "scaffold"]),
-)
-def test_what_is_typed_into_the_form_is_what_runs(rounds, cohort, lr, method):
-    typed = {"train": {"rounds": rounds, "cohort": cohort, "algorithm": {"name": method, "lr": lr}}}
-    form = Overrides.model_validate_json(json.dumps(typed))
-    assert given(form) == typed
-    train = changed(given(form)).train
-    assert (train.rounds, train.cohort, train.algorithm.lr, train.algorithm.name) == (rounds, cohort, lr, method)
-
-
-def test_an_empty_form_changes_nothing():
-    assert given(Overrides()) == {}
-    assert changed({}) == params.build(YAML(typ="safe").load(FILE))
-
-
-@pytest.mark.parametrize(
-    "typed",
-    [
-        {"train": {"ruonds": 3}},
-        {"train": {"rounds": 0}},
-        {"train": {"rounds": "many"}},
-        {"train": {"algorithm": {"name": "fedavgg"}}},
-        {"train": {"algorithm": {"name": "fedavg", "lr": -1.0}}},
-        {"model": {"name": "cnn", "wdith": 3}},
-        {"trian": {}},
-    ],
-)
-def test_the_form_refuses_what_the_file_refuses(typed):
-    with pytest.raises(ValidationError):
-        Overrides.model_validate_json(json.dumps(typed))
-    with pytest.raises(params.ParamsRefused):
-        changed(typed)
 
 
 def test_a_new_method_keeps_what_it_inherits_and_drops_what_is_merely_called_the_same():

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from flows import pipelines
 from flows.deploy import deployment, schedule
+from tasks import params
 from tests.flows.conftest import Checkout
 
 EVERY_TWO_SECONDS = """
@@ -97,12 +98,28 @@ def test_a_schedule_says_the_same_to_prefect():
     assert schedule(pipelines.Schedule(interval=90)).interval.total_seconds() == 90
 
 
-def test_the_form_shows_bounds_and_descriptions_and_starts_empty():
-    served = deployment("dp", pipelines.Pipeline(overrides={"train": {"cohort": 3}}, description="Noise."))
-    schema = served._parameter_openapi_schema.model_dump()
-    rounds = schema["definitions"]["TrainSettingsOverrides"]["properties"]["rounds"]
-    assert rounds["minimum"] == 1
-    assert rounds["description"] == "steps of the server"
-    assert "default" not in rounds
+def test_a_deployment_says_what_it_is_and_what_it_changes():
+    entry = pipelines.Pipeline(overrides={"train": {"cohort": 3}}, description="Noise.")
+    settings = params.build({"train": {"cohort": 3}})
+    served = deployment("dp", entry, settings)
+    shown = served._parameter_openapi_schema.properties["overrides"]["properties"]["train"]["properties"]
+    assert shown["cohort"]["default"] == 3
+    # The form is for a person: what a schedule starts takes its parameters from the files.
     assert served.parameters == {"pipeline": "dp"}
+    assert served.description.startswith("Noise.")
     assert YAML(typ="safe").load(served.description.split("```yaml")[1].strip("`")) == {"train": {"cohort": 3}}
+
+
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        (None, "when you start it"),
+        ({"cron": "0 3 * * *", "timezone": "Europe/Berlin", "active": False}, "`0 3 * * *` (Europe/Berlin)"),
+        ({"interval": 90}, "every 90 seconds"),
+    ],
+)
+def test_a_deployment_says_when_it_starts(when, said):
+    entry = pipelines.Pipeline(schedule=when)
+    text = deployment("some", entry, params.Params()).description
+    assert said in text
+    assert ("paused" in text) == bool(when and not when.get("active", True))

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from flows import server
-from tests.flows.conftest import ROOT, Checkout, git, until
-from tests.flows.test_end_to_end import project
+from tests.flows.conftest import ROOT, Checkout, git, project, until
+from tests.flows.test_end_to_end import SMALL
 from tests.flows.test_serve import call, runs
 from tests.flows.test_up import Up
 
@@ -137,7 +137,9 @@ def team(tmp_path_factory: pytest.TempPathFactory, postgres: str, store: str) ->
     names = {"PASSWORD@db.example.org:5432": f"{PASSWORD}@{postgres}", "https://s3.example.org": store}
     on_the_server, elsewhere, cluster = environments(names | {"=KEY": f"={KEY}", "=SECRET": f"={PASSWORD}"})
     assert set(cluster) == {"RAY_ADDRESS"}, "which tests/tasks/train/test_cluster.py is about"
-    checkout = project(tmp_path_factory.mktemp("team") / "server")
+    checkout = project(tmp_path_factory.mktemp("team") / "server", SMALL)
+    del checkout.environment["FEDLOOM_TRACKING"]
+    checkout.environment["OMP_NUM_THREADS"] = "1"
     (checkout.folder / "pipelines.yaml").write_text("pipelines: {default: {stages: [aggregate]}}\n")
     checkout.environment |= on_the_server
     (commands,) = blocks("console")

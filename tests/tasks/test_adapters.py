@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from tasks import models, tree
-from tasks.artifacts import write_tree
+from tasks.artifacts import sha256, write_tree
 from tasks.config import Refused
 from tasks.models.adapters import Bias, Bottleneck, Full, Head, LoRA, Prompt
 from tasks.models.architectures import CNN, MLP, Logistic, Transformer
-from tasks.models.start import File, Pretrained
+from tasks.models.start import Champion, File, Pretrained
 from tasks.models.vit import ViT
 from tasks.partition.datasets import Digits
 from tasks.train.algorithms import FedAvg
@@ -139,14 +139,41 @@ class TestStart:
     def test_a_file_is_loaded_but_for_the_head(self, tmp_path):
         before = models.build(MLP(hidden=(5,)), SHAPE, 10, 7).parameters
         write_tree(tmp_path / "model.safetensors", before)
-        network = models.build(MLP(hidden=(5,), start=File(path=tmp_path / "model.safetensors")), SHAPE, 10, 0)
+        start = File(path=tmp_path / "model.safetensors", sha256=sha256(tmp_path / "model.safetensors"))
+        network = models.build(MLP(hidden=(5,), start=start), SHAPE, 10, 0)
         assert torch.equal(network.parameters["1.weight"], before["1.weight"])
         assert not torch.equal(network.parameters["3.weight"], before["3.weight"])
+
+    @pytest.mark.parametrize("adapter", KINDS, ids=lambda adapter: adapter.name)
+    def test_a_start_to_train_on_from_takes_the_head_and_the_adapter_too(self, tmp_path, adapter):
+        model = SMALL.model_copy(update={"adapter": adapter})
+        before = models.build(model, SHAPE, 10, 7)
+        everything = before.parameters | before.frozen
+        write_tree(tmp_path / "model.safetensors", everything)
+        start = File(path=tmp_path / "model.safetensors", sha256=sha256(tmp_path / "model.safetensors"), head=True)
+        after = models.build(model.model_copy(update={"start": start}), SHAPE, 10, 0)
+        assert after.parameters.keys() == before.parameters.keys()
+        found = after.parameters | after.frozen
+        assert all(torch.equal(found[name], value) for name, value in everything.items())
+
+    def test_a_file_with_another_content_than_was_meant_is_refused_with_its_digest(self, tmp_path):
+        path = tmp_path / "model.safetensors"
+        write_tree(path, models.build(MLP(hidden=(5,)), SHAPE, 10, 7).parameters)
+        for meant in (None, "0" * 64):
+            with pytest.raises(Refused, match=rf"model\.start\.sha256.*{sha256(path)}.*Set it to that"):
+                models.build(MLP(hidden=(5,), start=File(path=path, sha256=meant)), SHAPE, 10, 0)
+        with pytest.raises(Refused, match=r"model\.start\.path = 'none'.*is no file"):
+            models.build(MLP(hidden=(5,), start=File(path="none")), SHAPE, 10, 0)
+
+    def test_no_stage_alone_knows_the_champion(self):
+        with pytest.raises(Refused, match=r"model\.start = 'champion': is looked up by `fedloom run`"):
+            models.build(MLP(hidden=(5,), start=Champion()), SHAPE, 10, 0)
 
     def test_weights_of_another_network_are_refused(self, tmp_path):
         write_tree(tmp_path / "model.safetensors", {"1.weight": torch.zeros(3, 3)})
         with pytest.raises(Refused, match=r"model\.start = 'file': has no 1\.weight of shape \(5, 64\)"):
-            models.build(MLP(hidden=(5,), start=File(path=tmp_path / "model.safetensors")), SHAPE, 10, 0)
+            start = File(path=tmp_path / "model.safetensors", sha256=sha256(tmp_path / "model.safetensors"))
+            models.build(MLP(hidden=(5,), start=start), SHAPE, 10, 0)
 
     def test_data_of_another_shape_are_refused(self, tmp_path, monkeypatch):
         monkeypatch.setattr("tasks.tracking.main_checkout", lambda: tmp_path)

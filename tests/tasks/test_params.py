@@ -56,7 +56,7 @@ UNKNOWN_FIELDS = [
     ("train.uplink", [{"name": "clip"}, {"name": "topk", "densty": 1}], "train.uplink[1].densty: unknown field; did"),
     ("train.engine.wrkers", 1, "train.engine.wrkers: unknown field; did you mean `workers`?"),
     ("train.transcript.round", [1], "train.transcript.round: unknown field; did you mean `rounds`?"),
-    ("aggregate.registry.alais", "x", "aggregate.registry.alais: unknown field; did you mean `alias`?"),
+    ("aggregate.registry.modell", "x", "aggregate.registry.modell: unknown field; did you mean `model`?"),
     ("attack.suite.0.restart", 1, "attack.suite[0].restart: unknown field; did you mean `restarts`?"),
     ("report.titel", "x", "report.titel: unknown field; did you mean `title`?"),
 ]  # fmt: skip
@@ -107,7 +107,7 @@ OUT_OF_RANGE = [
     ("attack.defences", [], "attack.defences: must have at least 1 entries"),
     ("attack.messages", 0, "attack.messages = 0: must be greater than or equal to 1 or 'all'"),
     ("partition.refine", [{"name": "x"}], "partition.refine[0].name = 'x': unknown method (known: pca,"),
-    ("aggregate.registry.alias", "v1", "aggregate.registry.alias = 'v1': MLflow keeps"),
+    ("aggregate.registry.model", "-x", "aggregate.registry.model = '-x': must match pattern"),
 ]  # fmt: skip
 CONFLICTS = [
     ("train.cohort", 101, "train.cohort = 101: must be at most partition.clients = 100"),

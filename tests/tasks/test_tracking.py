@@ -61,7 +61,8 @@ def runs() -> list:
 
 
 def named(name: str) -> list:
-    return [run for run in runs() if run.info.run_name == name]
+    """The parents of a name, or the children of a stage."""
+    return [run for run in runs() if name in (run.info.run_name, run.data.tags.get("dvc.stage"))]
 
 
 def test_the_stages_of_one_repro_share_a_parent_and_other_parameters_have_another(folder):
@@ -117,6 +118,15 @@ def test_a_flow_hands_its_ids_to_the_stage(folder, monkeypatch):
     tags = run.data.tags
     assert (tags["mlflow.parentRunId"], tags["prefect.flow_run_id"], tags["prefect.task_run_id"]) == (parent, "f", "t")
     assert named("nightly")[0].info.status == "FINISHED"
+    assert run.info.run_name == "nightly attack"
+
+
+def test_the_parent_ends_with_the_numbers_of_all_stages_and_the_report(folder):
+    (folder / "nightly.html").write_text("<html></html>")
+    with tracking.pipeline_run("nightly", params.Params(), {}) as parent:
+        tracking.conclude(parent, {"train.accuracy": 0.9, "train.epsilon": None}, folder / "nightly.html")
+    assert named("nightly")[0].data.metrics == {"train.accuracy": 0.9}
+    assert (folder / "mlartifacts" / parent / "artifacts" / "nightly.html").exists()
 
 
 def test_an_edit_makes_the_tree_dirty_and_a_repro_does_not(folder):

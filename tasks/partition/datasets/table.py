@@ -16,6 +16,9 @@ from tasks.partition.sources import damaged, existing
 if TYPE_CHECKING:
     import pyarrow
 
+CLIENT = "client"
+"""The column that tells from which file of a folder a row is."""
+SUFFIXES = (".csv", ".tsv", ".parquet")
 LEVELS = 1000
 """More values than this in a text column are taken for names or free text, which one-hot columns cannot carry."""
 UNKNOWN = "missing"
@@ -23,7 +26,12 @@ UNKNOWN = "missing"
 
 
 class Table(Located):
-    """Your own CSV or Parquet file: one row a sample, ``target`` names the column of the labels.
+    """Your own CSV or Parquet files: one row a sample, ``target`` names the column of the labels.
+
+    ``path`` is a file, or a folder in which every file is a client: the file's name is the value of the column
+    ``client``, by which ``split: {name: column, by: client}`` gives each file to a client of its own. Files may come
+    and may grow at their ends: each row of a folder is set aside for testing by a draw of its own, so that a row once
+    tested on is never trained on. With ``reference`` the features and the classes stay as they are, too.
 
     Numbers are standardised and text columns are one-hot, both fitted on the training part alone. An empty field,
     ``NA``, ``NaN``, ``null`` or ``?`` is missing: by default such a table is refused, naming the columns; ``missing:
@@ -32,8 +40,13 @@ class Table(Located):
 
     kinds: ClassVar[tuple[Kind, ...]] = ("table",)
     name: Literal["table"] = "table"
-    path: Path = Field(description="the .csv, .tsv or .parquet file, relative to params.yaml")
+    path: Path = Field(description="the .csv, .tsv or .parquet file, or a folder of them, relative to params.yaml")
     test_path: Path | None = Field(None, description="a file of the same columns for the test set")
+    reference: Path | None = Field(
+        None,
+        description="a file of the same columns that settles features and classes: means, deviations and texts are "
+        "those of its rows, which serve nothing else; null takes those of the training part",
+    )
     target: str = Field(description="the column of the labels")
     ignore: tuple[str, ...] = Field((), description="columns that are no features, such as row numbers")
     categorical: tuple[str, ...] = Field((), description="columns of numbers that are names of categories")
@@ -42,28 +55,31 @@ class Table(Located):
     missing: Literal["refuse", "fill", "drop"] = Field("refuse", description="what to do with missing values")
 
     def load(self, seed: int, test_fraction: float) -> Samples:
-        import pyarrow as pa
-
         if self.group is not None and self.group not in self.keep:
             raise Refused(f"{FIELD}.group", self.group, "must be one of `keep`", f"keep holds {list(self.keep)}")
-        table = self._read(self.path)
-        rows = table.num_rows
+        table, files = self._table()
+        ends = [table.num_rows]
+        for field in ("test_path", "reference"):
+            path = getattr(self, field)
+            table = table if path is None else _joined([(self.path, table), (path, self._read(path, field))])
+            ends.append(table.num_rows)
+        own, tested, whole = ends
+        y, class_names = self._classes(self._labels(table), tested)
         if self.test_path is not None:
-            test = self._read(self.test_path, "test_path")
-            if lacking := [name for name in table.column_names if name not in test.column_names]:
-                raise damaged(self.test_path, f"lacks the columns {', '.join(lacking)} of {self.path.name}")
-            rows = table.num_rows
-            table = pa.concat_tables([table, test.select(table.column_names)], promote_options="permissive")
-        y, class_names = coded(self._labels(table), f"{self.path}: {self.target}")
-        if self.test_path is None:
-            train, test_index = hold_out(y, test_fraction, generator(seed, "test set"))
+            train, test_index = np.arange(own), np.arange(own, tested)
+        elif files is not None:
+            train, test_index = _drawn(files, test_fraction, seed)
         else:
-            train, test_index = np.arange(rows), np.arange(rows, table.num_rows)
+            train, test_index = hold_out(y[:own], test_fraction, generator(seed, "test set"))
+        fit = train if self.reference is None else np.arange(tested, whole)
         names = [name for name in table.column_names if name != self.target and name not in self.ignore]
         if not names:
             raise Refused(f"{FIELD}.ignore", list(self.ignore), f"leaves no feature of {self.path}")
-        read, features = encoded({name: self._feature(table, name, train) for name in names}, train, str(self.path))
+        read, features = encoded({name: self._feature(table, name, fit) for name in names}, fit, str(self.path))
         kept = {name: self._texts(table, name) for name in self.keep}
+        if files is not None:
+            # Rows of a test file are of no client.
+            kept[CLIENT] = np.concatenate([files, np.full(whole - own, "")])
         return Samples(
             x=Rows(train, read),
             y=y[train],
@@ -77,6 +93,26 @@ class Table(Located):
             test_columns={name: values[test_index] for name, values in kept.items()},
             group=self.group,
         )
+
+    def _table(self) -> "tuple[pyarrow.Table, np.ndarray | None]":
+        """The rows of ``path`` and, where it is a folder, the name of each row's file."""
+        if not self.path.is_dir():
+            return self._read(self.path), None
+        if CLIENT in self.keep:
+            raise Refused(f"{FIELD}.keep", CLIENT, f"means the file, in a folder of files such as {self.path}")
+        paths = sorted(path for path in self.path.iterdir() if path.suffix in SUFFIXES and path.name[0] != ".")
+        if not paths:
+            raise Refused(f"{FIELD}.path", str(self.path), f"has no file that ends in {', '.join(SUFFIXES)}")
+        tables = [(path, self._read(path)) for path in paths]
+        return _joined(tables), np.repeat([path.stem for path in paths], [table.num_rows for _, table in tables])
+
+    def _classes(self, labels: np.ndarray, own: int) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The labels as codes, and the names of the classes: those of the reference, whose rows begin at ``own``."""
+        where = f"{self.path}: {self.target}"
+        if self.reference is not None and len(unknown := np.setdiff1d(labels[:own], labels[own:])):
+            mend = f"Give {self.reference.name} a row of it, or leave `reference` out"
+            raise Refused(where, str(unknown[0]), "is no class of the reference", mend)
+        return coded(labels, where)
 
     def _read(self, path: Path, field: str = "path") -> "pyarrow.Table":
         import pyarrow as pa
@@ -152,6 +188,34 @@ class Table(Located):
 
     def _texts(self, table: "pyarrow.Table", name: str) -> np.ndarray:
         return table[name].cast("string").fill_null(UNKNOWN).to_numpy().astype(np.str_)
+
+
+def _joined(tables: "list[tuple[Path, pyarrow.Table]]") -> "pyarrow.Table":
+    """One table of all rows, with the columns of the first."""
+    import pyarrow as pa
+
+    (first, table), *others = tables
+    for path, other in others:
+        if lacking := [name for name in table.column_names if name not in other.column_names]:
+            raise damaged(path, f"lacks the columns {', '.join(lacking)} of {first.name}")
+        try:
+            table = pa.concat_tables([table, other.select(table.column_names)], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise damaged(path, f"has other types than {first.name} ({str(error).splitlines()[0]})") from None
+    return table
+
+
+def _drawn(files: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of a training and a test part; which of them a row is in depends on its place in its file alone."""
+    tests = np.zeros(len(files), bool)
+    for name in np.unique(files):
+        mine = np.flatnonzero(files == name)
+        tests[mine] = generator(seed, "test set", str(name)).random(len(mine)) < fraction
+    if not tests.any() or tests.all():
+        found = f"{tests.sum()} of {len(tests)} rows were drawn to test on"
+        mend = "Add rows, change partition.test_fraction, or name a test_path"
+        raise Refused("params.yaml: partition.test_fraction", fraction, found, mend)
+    return np.flatnonzero(~tests), np.flatnonzero(tests)
 
 
 def _finite(column: "pyarrow.ChunkedArray") -> "pyarrow.ChunkedArray":

@@ -22,6 +22,10 @@ class Division(Config):
         """
         raise NotImplementedError
 
+    def natural(self, y: np.ndarray, columns: dict[str, np.ndarray]) -> int:
+        """The clients that the data themselves tell apart, where the split goes by what they tell."""
+        raise NotImplementedError
+
 
 def by_label(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The positions of all samples sorted by label, those of one label in random order: int64 [n]."""

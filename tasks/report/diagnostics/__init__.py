@@ -23,7 +23,6 @@ from tasks.report.run import Run
 
 DIAGNOSTICS: tuple[Callable[[Run], Panel | None], ...] = (
     findings,
-    setup,
     learning,
     gossip,
     schedule,
@@ -36,6 +35,7 @@ DIAGNOSTICS: tuple[Callable[[Run], Panel | None], ...] = (
     uploads,
     leakage,
     membership,
+    setup,
     reading,
 )
 """In the order of the page."""

@@ -3,10 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
-from markupsafe import Markup
-
 from tasks.report.amounts import count, number, percent
-from tasks.report.figures import COLOURS, Line, lines, svg
+from tasks.report.figures import COLOURS, Drawing, Line, Numbers, lines, svg
 from tasks.report.page import Block, Figure, Panel, Row, Text
 from tasks.report.run import Run
 
@@ -89,20 +87,21 @@ def _graph(run: Run, topology: "Gossip") -> Figure | None:
     pairs = (shares + shares.T).triu(1) / 2
     if not 0 < int((pairs > 0).sum()) <= MOST_LINKS:
         return None
-    heard = float(shares.sum(1).mean())
+    each = shares.sum(1)
+    heard = float(each.mean())
     alt = f"Graph of {clients} nodes, of which each hears {number(heard)} others a round"
     caption = f"Who hears whom: {number(heard)} others a round on average."
     if topology.graph.changes:
         caption += f" The darker, the more of the first {len(drawn)} rounds."
-    return Figure(_circle(alt, pairs), caption)
+    return Figure(_circle(alt, pairs, each.tolist()), caption)
 
 
-def _circle(alt: str, pairs: "Tensor") -> Markup:
-    """Nodes on a circle, and between them lines as dark as their links are usual."""
+def _circle(alt: str, pairs: "Tensor", heard: list[float]) -> Drawing:
+    """Nodes on a circle, and between them lines as dark as their links are usual; ``heard`` others a round by node."""
     nodes, darkest = len(pairs), float(pairs.max())
     places = [(math.cos(2 * math.pi * i / nodes), math.sin(2 * math.pi * i / nodes)) for i in range(nodes)]
 
-    def draw(axes: "Axes") -> None:
+    def draw(axes: "Axes") -> Numbers:
         for i, j in pairs.nonzero().tolist():
             (x, y), (u, v) = places[i], places[j]
             depth = 0.1 + 0.7 * float(pairs[i, j]) / darkest
@@ -110,6 +109,8 @@ def _circle(alt: str, pairs: "Tensor") -> Markup:
         axes.scatter(*zip(*places, strict=True), s=26, color=COLOURS["orange"], zorder=2)
         axes.set_aspect("equal")
         axes.axis("off")
+        rows = [(str(node), others) for node, others in enumerate(heard)]
+        return Numbers(("node", "hears a round"), rows, [places], nearest="xy")
 
     return svg(draw, alt)
 

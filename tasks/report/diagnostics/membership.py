@@ -27,6 +27,8 @@ def membership(run: Run) -> Panel | None:
     )
     curves = [Line(row["attack"], row["roc"]["fpr"], row["roc"]["tpr"]) for row in run.membership]
     areas = "; ".join(f"{name} with area {number(s['auc'])}" for name, s in scores)
-    figure = Figure(roc(f"ROC curves on logarithmic axes: {areas}", curves), "Dotted: guessing.")
+    figure = Figure(
+        roc(f"ROC curves on logarithmic axes: {areas}", curves), "ROC curves on logarithmic axes; dotted: guessing."
+    )
     verdicts = [Text(f"{row['attack']} {row['verdict']}.") for row in run.membership]
     return Panel("Who was trained on", (Text(text), *verdicts, Row((figure, table))))

@@ -82,14 +82,15 @@ class Job(NamedTuple):
         """Each client's own key for this exchange, int64 ``[clients]``."""
         turns = np.full(len(self.clients), self.round) if self.turns is None else self.turns
         own = np.empty(len(self.clients), np.int64)
-        for turn in np.unique(turns):
+        for turn in {*turns.tolist()}:
             here = turns == turn
-            own[here] = keys.each(keys.derive(seed, "round", int(turn), self.exchange), self.clients[here])
+            own[here] = keys.each(keys.derive(seed, "round", turn, self.exchange), self.clients[here])
         return own
 
-    def order(self, seed: int, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which sample each client sees in which step, as :func:`tasks.train.engine.batches.order` gives it."""
-        return order(self.work.batches, sizes, self.keys(seed), self.steps)
+    def order(self, own: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which sample each client sees in which step, by its ``own`` key and its number of samples, as
+        :func:`tasks.train.engine.batches.order` gives it."""
+        return order(self.work.batches, sizes, own, self.steps)
 
 
 class Answer(NamedTuple):
@@ -149,18 +150,14 @@ class Program:
         """The work of all clients of ``job`` on the broadcast ``shared``, which took ``received`` seconds to read."""
         started, real, stages = time.perf_counter(), len(job.clients), self._stages(job)
         job = job.padded(stages.width(real))
-        sizes = self.data.sizes[job.clients]
-        positions, steps = job.order(self.seed, sizes)
-        rows = self._rows(job.clients, positions)
-        ids = torch.from_numpy(job.keys(self.seed)).to(self.device)
+        sizes, own_keys = self.data.sizes[job.clients], job.keys(self.seed)
+        positions, steps = job.order(own_keys, sizes)
         shared = tree.to(shared, self.device)
         own, memory, residual = (tree.to(part, self.device) for part in (job.own, job.memory, job.residual))
-        state = stages.begin(shared, own, memory, ids)
-        state, losses = stages.fold(self, state, rows, steps, ids)
-        computed = time.perf_counter()
         weight = job.work.weights(torch.from_numpy(sizes)).to(self.device)
         counts = (torch.arange(len(weight)) < real).float().to(self.device)
-        sums, sent = stages.finish(shared, own, state, residual, memory, ids, weight, counts)
+        batches = Steps(self._rows(job.clients, positions), steps, torch.from_numpy(own_keys).to(self.device))
+        losses, sums, sent, computed = stages.run(self, batches, Given(shared, own, memory, residual, weight, counts))
         sent = {name: _leave(part, real) for name, part in sent.items()}
         wire = sent["payload"] | tree.join(note=sent["note"])
         losses = _leave(losses, real) / torch.from_numpy(steps[:real]).clamp(min=1)
@@ -177,12 +174,9 @@ class Program:
         )
 
     def batch(self, rows: Tensor) -> Tree:
-        """The batch at ``rows`` ``[..., batch]``: ``x``, ``y``, ``group`` if there is one, ``weight`` 0 on padding."""
-        there = rows.clamp(min=0)
-        batch = {name: values[there] for name, values in self.samples.items()}
-        if self.channels_last:
-            batch["x"] = _channels_last(batch["x"])
-        return batch | {"weight": (rows >= 0).float()}
+        """The batch at ``rows``, see :func:`batch`."""
+        found = batch(self.samples, rows)
+        return found | {"x": _channels_last(found["x"])} if self.channels_last else found
 
     def _rows(self, clients: np.ndarray, positions: np.ndarray) -> Tensor:
         """Rows of the data at ``positions`` of ``clients``, -1 where none; int64 ``[clients, steps, batch]``."""
@@ -199,6 +193,35 @@ class Program:
             client = Client(self.train, job.work, Chain(codecs, tree.to(job.like, self.device)))
             self.stages[kind] = layout(client, partial(job.work.client_step, self.network), self.plan.stack)
         return self.stages[kind]
+
+
+class Steps(NamedTuple):
+    """What the clients of a stack go through: ``rows`` of the data ``[clients, steps, batch]``, -1 where none; the
+    number of ``steps`` of each ``[clients]``, the longest first, on the host; and each one's key ``ids`` ``[clients]``.
+    """
+
+    rows: Tensor
+    steps: np.ndarray
+    ids: Tensor
+
+
+class Given(NamedTuple):
+    """What a stack works with: the broadcast, what is each client's own, what it remembers of its work and of its
+    uplink; its ``weight`` in the mean; ``counts``, 0 for a client that only fills the stack up. Stacked, but for
+    ``shared``."""
+
+    shared: Tree
+    own: Tree
+    memory: Tree
+    residual: Tree
+    weight: Tensor
+    counts: Tensor
+
+
+def batch(samples: Tree, rows: Tensor) -> Tree:
+    """The batch at ``rows`` ``[..., batch]``: ``x``, ``y``, ``group`` if there is one, ``weight`` 0 on padding."""
+    there = rows.clamp(min=0)
+    return {name: values[there] for name, values in samples.items()} | {"weight": (rows >= 0).float()}
 
 
 class Client(NamedTuple):
@@ -252,48 +275,44 @@ class Stages:
         """Clients that a stack of ``clients`` is padded to, with ones that count for nothing."""
         return clients
 
-    def _begin(self, shared: Tree, own: Tree, memory: Tree, ids: Tensor) -> ClientState:
-        # The keys are mapped too, so that there is one stacked input even where clients have nothing of their own.
-        init = self.client.work.client_init
-        return self.every(lambda own, memory, _: init(shared | own, own, memory))(own, memory, ids)
+    def run(self, program: Program, steps: Steps, given: Given) -> tuple[Tensor, Tree, dict[str, Any], float]:
+        """Each client's sum of losses ``[clients]``, what :meth:`_finish` gives, and when the local steps were done."""
+        state, losses = self.fold(program, self.begin(given, steps.ids), steps)
+        computed = time.perf_counter()
+        return losses, *self.finish(given, state, steps.ids), computed
 
-    def _finish(
-        self,
-        shared: Tree,
-        own: Tree,
-        state: ClientState,
-        residual: Tree,
-        memory: Tree,
-        ids: Tensor,
-        weight: Tensor,
-        counts: Tensor,
-    ) -> tuple[Tree, dict[str, Any]]:
+    def _begin(self, given: Given, ids: Tensor) -> ClientState:
+        # The keys are mapped too, so that there is one stacked input even where clients have nothing of their own.
+        init, shared = self.client.work.client_init, given.shared
+        return self.every(lambda own, memory, _: init(shared | own, own, memory))(given.own, given.memory, ids)
+
+    def _finish(self, given: Given, state: ClientState, ids: Tensor) -> tuple[Tree, dict[str, Any]]:
         """The sums over the clients that count and were accepted, and what there is of each client."""
-        send = self.client.send
-        sent = self.every(lambda own, *rest: send(shared | own, *rest))(own, state, residual, memory, ids)
-        accepted = sent["accepted"] * counts
-        weight = weight * accepted
+        send, shared = self.client.send, given.shared
+        each = self.every(lambda own, *rest: send(shared | own, *rest))
+        sent = each(given.own, state, given.residual, given.memory, ids)
+        accepted = sent["accepted"] * given.counts
+        weight = given.weight * accepted
         total = tree.map(lambda value: torch.tensordot(weight, value, 1), sent["upload"])
         notes = tree.map(lambda value: torch.tensordot(accepted, value.float(), 1), sent["note"])
         return tree.join(total=total, notes=notes), sent | {"weight": weight}
 
-    def fold(
-        self, program: Program, state: ClientState, rows: Tensor, steps: np.ndarray, ids: Tensor
-    ) -> tuple[ClientState, Tensor]:
-        """All local steps on the samples at ``rows`` ``[clients, steps, batch]``: the last states, and the sum of each
-        client's losses ``[clients]``. Clients come with the most steps first, so those that still work are a prefix."""
+    def fold(self, program: Program, state: ClientState, steps: Steps) -> tuple[ClientState, Tensor]:
+        """All local steps: the last states, and the sum of each client's losses ``[clients]``. Clients come with the
+        most steps first, so those that still work are a prefix."""
         raise NotImplementedError
 
 
 class Stacked(Stages):
     """All clients as one stacked model; at each step only the prefix that still works runs, so nothing is wasted."""
 
-    def fold(self, program, state, rows, steps, ids):
+    def fold(self, program, state, steps):
+        rows, counts, ids = steps
         losses = torch.zeros(len(ids), device=ids.device)
         drawn = keys.fold(ids, -torch.arange(rows.shape[1], device=ids.device)[:, None])
         finished: list[ClientState] = []
         for s in range(rows.shape[1]):
-            active = int((steps > s).sum())
+            active = int((counts > s).sum())
             if active < len(state.steps):
                 finished.append(_part(state, slice(active, None)))
                 state = _part(state, slice(active))
@@ -319,25 +338,44 @@ class Compiled(Stages):
             return ClientState(*kept), torch.where(active, metrics["loss"], 0.0)
 
         name = client.work.name
-        self.step = compiler.whole(self.every(guarded), f"the local steps of {name}")
+        self.stepped = self.every(guarded)
+        self.step = compiler.whole(self.stepped, f"the local steps of {name}")
         if stack > 1:
             # What the first step gets is laid out as what all others get, or it would be compiled for itself.
             self.begin = compiler.whole(
                 lambda *args: tree_map(Tensor.contiguous, self._begin(*args)), f"the start of {name}"
             )
             self.finish = compiler.whole(self._finish, f"the uploads of {name}")
+            self.once = compiler.whole(self._once, f"the one step of {name}")
 
     def width(self, clients):
         return self.usual if clients <= self.usual else self.stack
 
-    def fold(self, program, state, rows, steps, ids):
-        width = self.client.work.batches.size or _bucket(rows.shape[2], 2)
-        rows = torch.nn.functional.pad(rows, (0, width - rows.shape[2]), value=-1)
-        losses, working = torch.zeros(len(ids), device=ids.device), torch.from_numpy(steps).to(ids.device)
+    def run(self, program, steps, given):
+        rows = steps.rows
+        width = _bucket(rows.shape[2], 2)
+        if self.client.work.batches.size:
+            width = min(width, self.client.work.batches.size)
+        steps = steps._replace(rows=torch.nn.functional.pad(rows, (0, width - rows.shape[2]), value=-1))
+        if self.stack == 1 or rows.shape[1] != 1:
+            return super().run(program, steps, given)
+        working = torch.from_numpy(steps.steps).to(rows.device) > 0
+        return *self.once(program.samples, given, steps.rows[:, 0], steps.ids, working), time.perf_counter()
+
+    def _once(
+        self, samples: Tree, given: Given, rows: Tensor, ids: Tensor, working: Tensor
+    ) -> tuple[Tensor, Tree, dict[str, Any]]:
+        """Where nobody takes more than one step, all of it is one program."""
+        state, losses = self.stepped(self._begin(given, ids), batch(samples, rows), keys.fold(ids, 0), working)
+        return losses, *self._finish(given, state, ids)
+
+    def fold(self, program, state, steps):
+        rows, counts, ids = steps
+        losses, working = torch.zeros(len(ids), device=ids.device), torch.from_numpy(counts).to(ids.device)
         drawn = keys.fold(ids, -torch.arange(rows.shape[1], device=ids.device)[:, None])
         finished: list[ClientState] = []
         for s in range(rows.shape[1]):
-            size = min(_bucket(int((steps > s).sum()), 4), len(state.steps))
+            size = min(_bucket(int((counts > s).sum()), 4), len(state.steps))
             if size < len(state.steps):
                 finished.append(_part(state, slice(size, None)))
                 state = _part(state, slice(size))
@@ -356,9 +394,10 @@ class Looped(Stages):
         super().__init__(client, step, stack)
         self.step = step
 
-    def fold(self, program, state, rows, steps, ids):
+    def fold(self, program, state, steps):
+        rows, counts, ids = steps
         state, loss = _part(state, 0), torch.zeros((), device=ids.device)
-        count, samples = int(steps[0]), (rows[0] >= 0).sum(1).tolist()
+        count, samples = int(counts[0]), (rows[0] >= 0).sum(1).tolist()
         drawn = keys.fold(ids[0], -torch.arange(count, device=ids.device)).unbind()
         for s in range(count):
             state, metrics = self.step(state, program.batch(rows[0, s, : samples[s]]), drawn[s])
@@ -397,9 +436,11 @@ def _takes_channels_last(network: Network, x: Tensor) -> bool:
     """Whether ``network`` convolves images and takes them with the channels innermost.
 
     A CPU's convolutions, poolings and norms are up to 1.4 times as fast on them. A module that asks for a ``view`` of
-    what they make cannot have it.
+    what they make cannot have it. Nor can one with a convolution of single pixels, some of which it skips: where the
+    channels do not fill the processor's vectors, PyTorch's kernel for it writes past its memory.
     """
-    if x.device.type != "cpu" or x.dim() != 4 or not any(isinstance(m, nn.Conv2d) for m in network.module.modules()):
+    convolutions = [layer for layer in network.module.modules() if isinstance(layer, nn.Conv2d)]
+    if x.device.type != "cpu" or x.dim() != 4 or not convolutions or any(map(_skips_pixels, convolutions)):
         return False
     try:
         with torch.no_grad():
@@ -407,6 +448,12 @@ def _takes_channels_last(network: Network, x: Tensor) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _skips_pixels(layer: nn.Conv2d) -> bool:
+    vector = 16
+    odd = layer.in_channels % vector or layer.out_channels % vector
+    return bool(odd) and set(layer.kernel_size) == {1} and set(layer.stride) != {1}
 
 
 def _channels_last(x: Tensor) -> Tensor:

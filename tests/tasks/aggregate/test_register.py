@@ -9,7 +9,7 @@ import torch
 
 from tasks import params as schema
 from tasks.aggregate.register import pinned, register
-from tasks.artifacts import read_tree, write_tree
+from tasks.artifacts import read_tree, sha256, write_tree
 from tasks.models import build
 from tasks.partition.federation import Meta
 from tasks.tracking import quiet
@@ -92,10 +92,10 @@ def test_own_code_and_weights_travel_and_give_the_same_answers_in_a_fresh_proces
     monkeypatch.syspath_prepend(str(project))
     model = {"name": "custom", "path": "own_network:Own", "options": {"width": 5}}
     network, weights = released(schema.build({"model": model}), meta, tmp_path)
-    assert "fedloom-made-custom@champion" in capsys.readouterr().out
+    assert "models:/fedloom-made-custom/1" in capsys.readouterr().out
     x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     (project / "own_network.py").unlink()
-    found = load_elsewhere(store, "models:/fedloom-made-custom@champion", x, tmp_path)
+    found = load_elsewhere(store, "models:/fedloom-made-custom@candidate", x, tmp_path)
     expected = network.apply(weights, torch.from_numpy(x)).softmax(-1).detach().numpy()
     np.testing.assert_allclose(found["y"], expected, rtol=1e-6)
     assert found["parameters"] == sum(value.numel() for value in weights.values())
@@ -106,7 +106,7 @@ def test_a_registered_model_holds_nothing_pickled_and_pins_what_it_needs(store, 
     import mlflow
 
     released(schema.build({"model": {"name": "mlp", "hidden": [3]}}), meta, tmp_path)
-    folder = mlflow.artifacts.download_artifacts("models:/fedloom-made-mlp@champion", dst_path=str(tmp_path / "copy"))
+    folder = mlflow.artifacts.download_artifacts("models:/fedloom-made-mlp@candidate", dst_path=str(tmp_path / "copy"))
     names = {path.suffix for path in (tmp_path / "copy").rglob("*") if path.is_file()}
     assert not names & {".pkl", ".pickle", ".pt", ".pth", ".bin"}
     requirements = (tmp_path / "copy" / "requirements.txt").read_text().split()
@@ -117,29 +117,17 @@ def test_a_registered_model_holds_nothing_pickled_and_pins_what_it_needs(store, 
     assert signature.outputs.inputs[0].shape == (-1, 3)
 
 
-def test_the_champion_is_the_best_version_and_not_the_newest(store, meta, tmp_path, capsys):
+def test_the_newest_version_is_the_candidate_and_none_a_champion_of_itself(store, meta, tmp_path):
     import mlflow
 
     client = mlflow.MlflowClient()
-    for accuracy, holder in ((0.7, 1), (0.6, 1), (0.7, 3), (None, 3)):
-        settings = schema.build({"model": {"name": "logistic"}})
-        released(settings, meta, tmp_path, accuracy)
-        assert int(client.get_model_version_by_alias("fedloom-made-logistic", "champion").version) == holder
-    assert "`champion` stays where it is" in capsys.readouterr().out
-
-
-def test_the_alias_always_or_never_moves_where_asked_for(store, meta, tmp_path):
-    import mlflow
-
-    section = {"model": "mine", "alias": "newest", "promote": "always"}
-    for accuracy in (0.7, 0.1):
-        released(
-            schema.build({"model": {"name": "logistic"}, "aggregate": {"registry": section}}), meta, tmp_path, accuracy
-        )
-    assert int(mlflow.MlflowClient().get_model_version_by_alias("mine", "newest").version) == 2
-    section |= {"alias": "held", "promote": "never"}
-    released(schema.build({"model": {"name": "logistic"}, "aggregate": {"registry": section}}), meta, tmp_path)
-    assert "held" not in mlflow.MlflowClient().get_registered_model("mine").aliases
+    settings = schema.build({"model": {"name": "logistic"}, "aggregate": {"registry": {"model": "mine"}}})
+    for version in ("1", "2"):
+        released(settings, meta, tmp_path)
+        assert {k: str(v) for k, v in client.get_registered_model("mine").aliases.items()} == {"candidate": version}
+        tags = client.get_model_version("mine", version).tags
+        assert tags["fedloom.weights"] == sha256(tmp_path / "model.safetensors")
+        assert float(tags["accuracy"]) == 0.5
 
 
 def test_a_registry_that_fails_costs_only_the_entry(store, meta, tmp_path, monkeypatch, capsys):
@@ -151,9 +139,3 @@ def test_a_registry_that_fails_costs_only_the_entry(store, meta, tmp_path, monke
     monkeypatch.setattr(mlflow, "register_model", full)
     released(schema.build({"model": {"name": "logistic"}}), meta, tmp_path)
     assert "no space left" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("alias", ["latest", "v3", "has space"])
-def test_an_alias_that_mlflow_would_not_take_is_refused_before_the_run(alias):
-    with pytest.raises(schema.ParamsRefused, match=r"aggregate\.registry\.alias"):
-        schema.build({"aggregate": {"registry": {"alias": alias}}})

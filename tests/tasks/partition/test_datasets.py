@@ -379,6 +379,66 @@ def test_what_is_wrong_with_a_table_is_said(tmp_path):
     refused("cannot be read", path=tmp_path / "t.parquet")
 
 
+def write_clients(folder: Path, sizes: dict[str, int], seed: int = 0) -> None:
+    """A file a client; the first rows of a file are the same however long it is."""
+    folder.mkdir(exist_ok=True)
+    for name, rows in sizes.items():
+        rng = np.random.default_rng([seed, *name.encode()])
+        lines = [f"{name}{i},{rng.normal()},{'ab'[rng.integers(2)]},{['no', 'yes'][i % 2]}" for i in range(rows)]
+        (folder / f"{name}.csv").write_text("\n".join(["id,age,town,label", *lines]))
+
+
+def test_files_of_a_folder_are_clients_and_rows_once_tested_on_are_never_trained_on(tmp_path):
+    table = Table(path=tmp_path / "sites", target="label", ignore=("id",), keep=("id",))
+    write_clients(tmp_path / "sites", {"north": 90, "south": 110})
+    (tmp_path / "sites" / "README.md").write_text("Not data.")
+    before = load(table)
+    assert set(before.columns["client"]) == set(before.test_columns["client"]) == {"north", "south"}
+    assert all(id_.startswith(site) for id_, site in zip(before.columns["id"], before.columns["client"], strict=True))
+    assert 0.1 < len(before.test_y) / 200 < 0.3
+    # A file comes, and one grows.
+    write_clients(tmp_path / "sites", {"east": 50, "south": 150})
+    after = load(table)
+    assert set(after.columns["client"]) == {"north", "south", "east"}
+    assert set(before.test_columns["id"]) < set(after.test_columns["id"])
+    assert set(before.columns["id"]) < set(after.columns["id"])
+    assert not set(before.test_columns["id"]) & set(after.columns["id"])
+
+
+def test_with_a_reference_features_and_classes_stay_what_they_are(tmp_path):
+    table = Table(path=tmp_path / "sites", reference=tmp_path / "r.csv", target="label", ignore=("id",), keep=("id",))
+    write_clients(tmp_path / "sites", {"north": 90})
+    (tmp_path / "r.csv").write_text("id,age,town,label\nr1,1,a,no\nr2,3,b,yes\nr3,2,a,maybe\n")
+    before = load(table)
+    assert before.features == ("age", "town=a", "town=b") and before.class_names == ("maybe", "no", "yes")
+    (tmp_path / "sites" / "west.csv").write_text("id,age,town,label\n" + "w1,900,c,yes\n" * 40)
+    after = load(table)
+    assert after.features == before.features and after.class_names == before.class_names
+    ages = dict(zip(after.columns["id"], all_of(after.x)[:, 0], strict=True))
+    assert all(ages[i] == x for i, x in zip(before.columns["id"], all_of(before.x)[:, 0], strict=True))
+    assert ages["w1"] == pytest.approx((900 - 2) / np.std([1, 2, 3]))
+    assert not {"r1", "r2", "r3"} & {*after.columns["id"], *after.test_columns["id"]}
+    (tmp_path / "sites" / "west.csv").write_text("id,age,town,label\nw1,900,c,perhaps\n")
+    with pytest.raises(Refused, match=r"perhaps.*is no class of the reference"):
+        load(table)
+
+
+def test_what_is_wrong_with_a_folder_of_tables_is_said(tmp_path):
+    folder = tmp_path / "sites"
+    folder.mkdir()
+    with pytest.raises(Refused, match=r"has no file that ends in \.csv"):
+        load(Table(path=folder, target="label"))
+    write_clients(folder, {"north": 30})
+    (folder / "south.csv").write_text("id,age,label\n1,2,no\n")
+    with pytest.raises(Refused, match=r"south\.csv: lacks the columns town of north\.csv"):
+        load(Table(path=folder, target="label"))
+    (folder / "south.csv").write_text("id,age,town,label\n1,old,a,no\n")
+    with pytest.raises(Refused, match=r"south\.csv: has other types than north\.csv"):
+        load(Table(path=folder, target="label"))
+    with pytest.raises(Refused, match="client"):
+        load(Table(path=folder, target="label", keep=("client",)))
+
+
 def write_pictures(root: Path, names: tuple[str, ...], count: int, start: int = 0) -> None:
     from PIL import Image
 

@@ -68,6 +68,20 @@ def test_every_sample_has_one_owner_and_every_client_its_minimum(division, y, cl
         assert (owner[mine] == client).all()
 
 
+def test_only_a_column_tells_how_many_clients_there_are():
+    from tasks.params import ParamsRefused, build, counted
+
+    y = np.array([0, 0, 1, 2, 2])
+    assert Column().natural(y, {}) == 3
+    assert Column(by="site").natural(y, {"site": np.array(["a", "b", "a", "b", "a"])}) == 2
+    with pytest.raises(ParamsRefused, match=r"partition\.clients = None: split 'iid' needs their number"):
+        build({"partition": {"clients": None, "split": {"name": "iid"}}})
+    params = build({"partition": {"clients": None, "split": {"name": "column"}}, "train": {"cohort": 3}})
+    assert counted(params, 5).partition.clients == 5
+    with pytest.raises(ParamsRefused, match=r"train.cohort = 3: must be at most partition.clients = 2"):
+        counted(params, 2)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 11), min_size=36, max_size=150), st.integers(1, 3), st.integers(0, 2**31 - 1))
 def test_the_minimum_is_met_by_the_fewest_moves_from_the_largest(owner, smallest, seed):

@@ -35,8 +35,9 @@ def test_it_says_what_a_merge_is_worth_and_draws_every_link_once(tmp_path):
     assert "from 0 to 0.5 on average" in text
     graph, *rest = panel.blocks[1].blocks
     assert len(rest) == 3
-    assert "each hears 5 others a round" in graph.svg
-    assert graph.svg.count("stroke-opacity") == 12 * 5 // 2
+    assert "each hears 5 others a round" in graph.drawing.alt
+    assert graph.drawing.svg.count("stroke-opacity") == 12 * 5 // 2
+    assert graph.drawing.rows == tuple((str(node), "5") for node in range(12))
     assert len(Document(panel.html()).all("svg")) == 4
 
 

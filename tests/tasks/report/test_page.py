@@ -1,14 +1,21 @@
+import base64
+import hashlib
+import io
 import itertools
 import json
 import re
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tasks import params as schema
-from tasks.artifacts import Damaged, read_json, read_lines, write_json, write_lines
+from tasks.artifacts import Damaged, read_json, read_lines, read_tree, write_json, write_lines
 from tasks.report.amounts import percent, size
 from tasks.report.diagnostics import DIAGNOSTICS
+from tasks.report.diagnostics.leakage import SAMPLES
+from tasks.report.page import SCRIPTS
 from tasks.report.run import Run
 from tasks.report.stage import made, report
 from tasks.tracking import Tracker
@@ -19,8 +26,18 @@ def plain(text):
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def test_the_page_asks_for_nothing_from_elsewhere_and_runs_no_script(page, document):
-    assert not document.all("script", "link", "iframe", "object", "embed", "form", "base")
+def test_the_page_asks_for_nothing_from_elsewhere_and_runs_its_own_scripts_alone(page, document):
+    assert not document.all("link", "iframe", "object", "embed", "form", "base")
+    scripts = [element["text"].encode() for element in document.all("script")]
+    assert len(scripts) == len(SCRIPTS)
+    (policy,) = [m["attrs"]["content"] for m in document.all("meta") if "http-equiv" in m["attrs"]]
+    allowed = dict(directive.split(maxsplit=1) for directive in policy.split("; "))
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" for script in scripts]
+    assert allowed.pop("script-src").split() == hashes
+    assert allowed == {
+        "default-src": "'none'", "base-uri": "'none'", "form-action": "'none'", "img-src": "data:",
+        "style-src": "'unsafe-inline'",
+    }  # fmt: skip
     for element in document.elements:
         for name, value in element["attrs"].items():
             assert not name.startswith("on"), (element["tag"], name)
@@ -80,10 +97,28 @@ def test_every_attack_on_every_message_is_listed_with_its_verdict(finished, docu
     for row in tried:
         assert row["verdict"] in shown
         assert f"client {row['message']['client']}, round {row['message']['round']}" in shown
-    pictures = [img for img in document.all("img") if img["attrs"]["src"].startswith("data:image/png")]
-    assert len(pictures) == sum(bool(row["image"]) for row in tried)
     for row in read_json(finished / "artifacts/attack/membership.json"):
         assert row["verdict"] in document.text
+
+
+def test_each_original_stands_beside_its_reconstructions_with_their_scores(finished, document):
+    """The mean of the scores under the pictures is the mean that the attack stage wrote, message by message."""
+    results = read_json(finished / "artifacts/attack/leakage.json")["results"]
+    rows = [row for row in results if row["image"]]
+    assert {row["defence"] for row in rows} == {"none", "noise"}
+    assert len({row["message"]["label"] for row in rows}) == 1
+    pictures = [img["attrs"] for img in document.all("img") if img["attrs"]["src"].startswith("data:image/png")]
+    samples = rows[0]["scores"]["samples"]
+    assert samples <= SAMPLES
+    assert len(pictures) == 3 * samples
+    for row, how in zip(rows, ("as recorded", "behind noise"), strict=True):
+        scores = [float(p["alt"].split()[-2]) for p in pictures if f"made of it {how}" in p["alt"]]
+        assert len(scores) == samples
+        assert sum(scores) / samples == pytest.approx(row["scores"]["psnr"], abs=0.06)
+    kept = read_tree(finished / "artifacts/attack" / rows[0]["reconstruction"])
+    shown = [p["src"] for p in pictures if p["alt"].startswith("Original of client")]
+    found = sorted(np.asarray(Image.open(io.BytesIO(base64.b64decode(src.split(",")[1])))).tolist() for src in shown)
+    assert found == sorted((kept["original"][:, 0] * 255).round().byte().tolist())
 
 
 def test_the_findings_say_what_all_messages_gave_away_together(finished, document):
@@ -141,7 +176,8 @@ def test_titles_and_names_that_look_like_markup_stay_text(artifacts):
     assert document.all("h1")[0]["text"] == title
     assert note in document.text
     assert names[0] in document.text
-    assert not document.all("script", "i", "b")
+    assert len(document.all("script")) == len(SCRIPTS)
+    assert not document.all("i", "b")
     assert all(img["attrs"]["src"].startswith("data:") for img in document.all("img"))
 
 
@@ -218,6 +254,7 @@ def test_groups_are_compared_where_the_data_have_some(artifacts, params):
 def test_pictures_beyond_those_asked_for_are_left_in_their_folder(artifacts):
     none = schema.build(PARAMS | {"report": {"pictures": 0}})
     page = Document(made(Run(none, artifacts)))
+    assert "Side by side" not in page.text
     assert not [img for img in page.all("img") if img["attrs"]["src"].startswith("data:image/png")]
 
 
