@@ -3,7 +3,6 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 PY := $(VENV)/bin/python
-PORT ?= 5000
 ARGS ?=
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -13,13 +12,12 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install run test lint doctor prefect mlflow dvc clean
+.PHONY: help install run test lint doctor up dvc clean
 
 help:
 	@echo "make run      install, run the default pipeline, say where the report is"
 	@echo "make test     install, run the tests (ARGS='tests/flows -k cancel' for some of them)"
-	@echo "make prefect  the Prefect UI: start, schedule and watch pipelines   http://127.0.0.1:4200"
-	@echo "make mlflow   the MLflow UI: compare runs and models                http://127.0.0.1:$(PORT)"
+	@echo "make up       the Prefect UI, the MLflow UI and the pipelines   http://127.0.0.1:4200 and :5000"
 	@echo "make dvc      experiments, metrics and plots, as DVC has them"
 	@echo "make doctor   check this machine, and say how to mend what is missing"
 	@echo "make lint     check style"
@@ -37,14 +35,8 @@ lint: install
 doctor: install
 	@$(PY) -m flows.cli doctor --ray
 
-prefect: install
-	@$(PY) -m flows.cli serve $(ARGS)
-
-# Without job execution the server is 2 processes and 0.4 GB, with it 10 and 1.8 GB.
-mlflow: install
-	@echo "MLflow UI: http://127.0.0.1:$(PORT)/#/experiments/1/runs?workflowType=machine_learning"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --workers 1 --host 127.0.0.1 --port $(PORT) \
-		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db --default-artifact-root $(CURDIR)/mlartifacts
+up: install
+	@exec $(PY) -m flows.cli up $(ARGS)
 
 dvc: install
 	@$(PY) -m dvc exp show --no-pager --only-changed

@@ -1,4 +1,4 @@
-"""The command line: ``fedloom run | sweep | list | show | replicate | serve | report | doctor | validate | schema``."""
+"""The command line: ``fedloom run``, ``sweep``, ``up``, ``doctor`` and the others that ``fedloom --help`` lists."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ import json
 import os
 import webbrowser
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from tasks.config import Config, Refused
+
+if TYPE_CHECKING:
+    from flows.pipelines import Pipelines
 
 out = Console()
 errors = Console(stderr=True)
@@ -284,17 +287,72 @@ def replicate(
 
 
 @app.command()
+def up(
+    port: Annotated[
+        int | None, typer.Option(help="Port of Prefect; 4200 if none, or the next free one.", min=1, max=65535)
+    ] = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option(help="Port of MLflow; 5000 if none, or the next free one.", min=1, max=65535)
+    ] = None,
+    print_: Annotated[
+        bool, typer.Option("--print", help="Show the commands for doing it by hand or under systemd instead.")
+    ] = False,
+) -> None:
+    """Start the Prefect UI, the MLflow UI and the pipelines in this terminal, and keep them running until Ctrl-C.
+
+    All of it listens on this machine only. A server that dies is started again; the logs are in .fedloom/logs.
+    PREFECT_API_URL and MLFLOW_TRACKING_URI name servers that run elsewhere: then only the rest is started.
+    """
+    from flows import pipelines, server
+    from flows import up as services
+
+    main = _enter()
+    known = pipelines.read(main)
+    names, usual = [*known.pipelines, *known.sweeps], services.Ports()
+    if print_:
+        wanted = services.Ports(port or usual.prefect, mlflow_port or usual.mlflow)
+        out.out(services.script(main, services.plan(main, names, wanted)), highlight=False)
+        return
+    _valid(main, known)
+
+    def say(who: str, line: str) -> None:
+        out.print(f"[bold]{who:<9}[/] │ {escape(line)}", highlight=False, soft_wrap=True)
+
+    with server.alone(main):
+        services.clear(main, say)
+        found = services.Ports.free(port, mlflow_port)
+        chosen = services.plan(main, names, found)
+        server.prepare(main)
+
+        here = {"reports", *(service.name for service in chosen.servers)}
+        for name, wanted, got in zip(found._fields, usual, found, strict=True):
+            if name in here and got not in (wanted, port, mlflow_port):
+                say("up", f"another program uses port {wanted}: {name} will be on {got}")
+
+        def ready() -> None:
+            say("prefect", chosen.prefect)
+            say("mlflow", chosen.mlflow)
+            say("pipelines", ", ".join(names))
+            say("up", "ready · Ctrl-C ends it")
+
+        for service in chosen.services:
+            say("up", f"starting {service.name} · log: {service.log.relative_to(main)}")
+        services.run(main, chosen, say, ready)
+
+
+@app.command()
 def serve(
     names: Annotated[
         list[str] | None, typer.Argument(help="Pipelines and sweeps to serve; all of pipelines.yaml if none.")
     ] = None,
     port: Port = 4200,
 ) -> None:
-    """Serve the pipelines and sweeps: start them from the Prefect UI, by their schedules or over the API, until Ctrl-C.
+    """Serve the pipelines and sweeps alone: start them from the Prefect UI, by their schedules or over the API.
 
-    Uses the Prefect server that runs on the port, or starts one there.
+    Uses the Prefect server at PREFECT_API_URL or on the port, or starts one there. `fedloom up` does it all.
     """
     from flows import pipelines, server
+    from flows.up import MARK
 
     main = _enter()
     known = pipelines.read(main)
@@ -303,10 +361,13 @@ def serve(
     chosen = {name: pipelines.pick(name, known.pipelines) for name in others}
     server.prepare(main)
     own = None if os.environ.get("PREFECT_API_URL") else port
-    with server.serving(main, own) as url, server.noted(main, url):
+    # As a part of `up` it serves in the right of that.
+    right = contextlib.nullcontext() if MARK in os.environ else server.alone(main)
+    with right, server.serving(main, own) as url, server.noted(main, url):
         from flows.deploy import serve_all
 
-        out.print(f"Prefect UI: {url.removesuffix('/api')} · pipelines: {', '.join(chosen)} · Ctrl-C ends it")
+        where = f"Prefect UI: {url.removesuffix('/api')} · pipelines: {', '.join(chosen)} · Ctrl-C ends it"
+        out.print(where, soft_wrap=True, highlight=False)
         if sweeps:
             out.print(f"sweeps: {', '.join(sweeps)}")
         serve_all(main, chosen, sweeps)
@@ -319,7 +380,7 @@ def notify(
 ) -> None:
     """Have the Prefect server call a webhook when a served run fails or crashes.
 
-    The server must be running (`fedloom serve`); it keeps the address, as an automation that its UI shows.
+    The server must be running (`fedloom up`); it keeps the address, as an automation that its UI shows.
     """
     from flows import server
 
@@ -329,7 +390,7 @@ def notify(
     server.prepare(main)
     found = server.found(main)
     if found is None:
-        raise Refused("notify", None, "no Prefect server is running", "Start it with `fedloom serve`")
+        raise Refused("notify", None, "no Prefect server is running", "Start it with `fedloom up`")
     os.environ["PREFECT_API_URL"] = found
     from flows import notify as automation
 
@@ -407,18 +468,24 @@ def tune(
 @app.command()
 def validate() -> None:
     """Check params.yaml and every pipeline and sweep of pipelines.yaml, without running anything."""
-    from flows import checkout, grid, pipelines
+    from flows import checkout, pipelines
     from tasks import params
 
     main = _enter()
     params.load(params.FILE)
     checkout.check(main)
-    known = pipelines.read(main)
+    _valid(main, pipelines.read(main))
+    out.print("params.yaml and pipelines.yaml are valid.")
+
+
+def _valid(main: Path, known: "Pipelines") -> None:
+    """Refuses a pipeline or a cell of a sweep whose overrides `params.yaml` would not take."""
+    from flows import checkout, grid
+
     for name, pipeline in known.pipelines.items():
         checkout.resolve(main, pipeline.changes, f"pipelines.yaml: pipelines.{name}")
     for name in known.sweeps:
         grid.cells(main, name, known)
-    out.print("params.yaml and pipelines.yaml are valid.")
 
 
 @app.command()
@@ -467,7 +534,7 @@ def _newest(main: Path) -> Path | None:
 def _where(report_: Path | None) -> None:
     if report_ is not None:
         out.print(f"Report: {report_}", soft_wrap=True, highlight=False)
-    uis = "Prefect UI: `make prefect` · MLflow UI: `make mlflow` · DVC: `dvc exp show`, `dvc metrics diff`"
+    uis = "Prefect and MLflow UI: `fedloom up` · DVC: `dvc exp show`, `dvc metrics diff`"
     out.print(uis, soft_wrap=True, highlight=False)
 
 

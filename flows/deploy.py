@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from filelock import FileLock, Timeout
@@ -22,9 +23,9 @@ from prefect.utilities.callables import ParameterSchema
 from ruamel.yaml import YAML
 
 from flows import checkout, form, grid, pipelines
-from flows.pipeline import REPORTS, RUNNING, pipeline
+from flows.pipeline import RUNNING, pipeline
 from flows.pipelines import Pipeline, Sweep
-from flows.server import HOST
+from flows.server import HOST, REPORTS, REPORTS_PORT, next_free
 from flows.sweep import sweep
 from tasks.params import Params
 
@@ -83,7 +84,7 @@ def serve_all(main: Path, chosen: dict[str, Pipeline], sweeps: dict[str, Sweep])
     bury(main)
     with _reports(main / "reports"):
         # The schedules belong to the deployments, which another process may serve too.
-        serve(*deployments, limit=RUNS, pause_on_shutdown=False)
+        serve(*deployments, limit=RUNS, pause_on_shutdown=False, print_starting_message=False)
 
 
 def bury(main: Path) -> None:
@@ -131,10 +132,14 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def _reports(folder: Path) -> Iterator[None]:
-    """Shows the folder of reports on a free port, for a browser opens no local file from a link in the Prefect UI."""
+    """Shows the folder of reports, for a browser opens no local file from a link in the Prefect UI.
+
+    On the port that the environment names or on :data:`REPORTS_PORT` or one above it: links in old runs should last.
+    """
     folder.mkdir(exist_ok=True)
-    server = ThreadingHTTPServer((HOST, 0), functools.partial(_Quiet, directory=folder))
-    os.environ[REPORTS] = f"http://{HOST}:{server.server_port}"
+    url = os.environ.setdefault(REPORTS, f"http://{HOST}:{next_free(REPORTS_PORT)}")
+    address = HOST, urlsplit(url).port or REPORTS_PORT
+    server = ThreadingHTTPServer(address, functools.partial(_Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield

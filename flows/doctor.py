@@ -4,12 +4,14 @@ import importlib.util
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from flows import checkout, pipelines, server
 from tasks import params, tracking
@@ -17,6 +19,9 @@ from tasks.config import Refused
 
 SPACE = 2 * 2**30
 """Bytes that should be free: artifacts, cache and MLflow's copies of a few runs."""
+
+TEAM = "pip install -e '.[team]'"
+"""What adds the drivers of databases and object stores."""
 
 
 class Finding(NamedTuple):
@@ -37,9 +42,13 @@ def examine(main: Path, ray: bool = False) -> Iterator[Finding]:
     yield _dvc(main)
     yield from _places(main)
     yield _space(main)
-    yield from _ports(main)
+    yield from _prefect(main)
+    yield from _mlflow(main)
+    yield _remote(main)
     yield _torch()
-    if ray:
+    if os.environ.get("RAY_ADDRESS"):
+        yield _cluster(os.environ["RAY_ADDRESS"])
+    elif ray:
         yield _ray()
 
 
@@ -107,13 +116,6 @@ def _places(main: Path) -> Iterator[Finding]:
         if place.exists() and not os.access(place, os.W_OK):
             mend = f"chown -R $(id -u) '{place}' or chmod -R u+w '{place}'"
             yield Finding("permission", "broken", f"{place} cannot be written", mend)
-    yield Finding("tracking", *_tracking())
-
-
-def _tracking() -> tuple[Literal["ok", "warning"], str, str]:
-    if not tracking.enabled():
-        return "warning", "runs are not recorded in MLflow", "Unset FEDLOOM_TRACKING, or install mlflow"
-    return "ok", tracking.store(), ""
 
 
 def _space(main: Path) -> Finding:
@@ -124,16 +126,113 @@ def _space(main: Path) -> Finding:
     return Finding("disk", "ok", shown)
 
 
-def _ports(main: Path) -> Iterator[Finding]:
-    running = server.found(main)
-    for port, who, mend in ((server.PORT, "Prefect", "fedloom serve --port N"), (5000, "MLflow", "make mlflow PORT=N")):
-        url = f"http://{server.HOST}:{port}/api"
-        if server.free(port):
-            yield Finding(f"port {port}", "ok", f"free for {who}")
-        elif running == url or server.answers(url):
-            yield Finding(f"port {port}", "ok", f"{who} answers there")
+def _prefect(main: Path) -> Iterator[Finding]:
+    """The server that is configured or runs, or where one would start; and its database."""
+    configured = os.environ.get("PREFECT_API_URL")
+    url = configured or server.found(main)
+    if url is None:
+        yield _port(server.PORT, "Prefect")
+    elif server.answers(url):
+        yield Finding("Prefect", "ok", f"answers at {url}")
+    else:
+        mend = "Start it there, or unset PREFECT_API_URL: then a server starts here"
+        yield Finding("Prefect", "broken", f"{url} does not answer", mend)
+    names = "PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL"
+    for database in filter(None, map(os.environ.get, names)):
+        yield _database("Prefect's database", database)
+
+
+def _mlflow(main: Path) -> Iterator[Finding]:
+    """The server or the database that runs are recorded in, and the store of their files."""
+    if not tracking.enabled():
+        yield Finding("MLflow", "warning", "runs are not recorded", "Unset FEDLOOM_TRACKING, or install mlflow")
+        return
+    uri = tracking.store()
+    if tracking.remote() and server.mlflow_answers(uri):
+        yield Finding("MLflow", "ok", f"answers at {tracking.shown(uri)}")
+    elif tracking.remote():
+        mend = "Start it there, or unset MLFLOW_TRACKING_URI: then runs are recorded in mlflow.db"
+        yield Finding("MLflow", "broken", f"{tracking.shown(uri)} does not answer", mend)
+    else:
+        yield _database("MLflow's database", uri)
+        if (running := server.note(main, "mlflow")) and server.mlflow_answers(running):
+            yield Finding("MLflow", "ok", f"answers at {running}")
         else:
-            yield Finding(f"port {port}", "warning", "used by another program", mend)
+            yield _port(server.MLFLOW_PORT, "MLflow")
+    if (root := tracking.artifact_root() or "").startswith("s3://"):
+        yield _bucket("MLflow's files", root)
+
+
+def _port(port: int, who: str) -> Finding:
+    if server.free(port):
+        return Finding(who, "ok", f"port {port} is free for it")
+    return Finding(who, "ok", f"port {port} is used by another program: `fedloom up` takes the next one that is free")
+
+
+def _database(what: str, url: str) -> Finding:
+    """Whether a database takes a connection. SQLite is a file, whose place is looked at elsewhere."""
+    from sqlalchemy import create_engine, make_url
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    shown = tracking.shown(url)
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "postgresql":
+            # Asked by the driver that waits; what the other one is told in the address it does not know.
+            asked = parsed.set(drivername="postgresql+psycopg2", query={} if "asyncpg" in url else parsed.query)
+            with create_engine(asked, connect_args={"connect_timeout": 5}).connect():
+                pass
+    except ArgumentError:
+        return Finding(what, "broken", f"{shown} is no address of a database", "Write postgresql://user@host/database")
+    except ModuleNotFoundError:
+        return Finding(what, "broken", f"{shown} needs the driver psycopg2", TEAM)
+    except SQLAlchemyError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        return Finding(what, "broken", f"{shown} does not answer: {reason}", "Start it, or correct its address")
+    return Finding(what, "ok", shown)
+
+
+def _bucket(what: str, uri: str) -> Finding:
+    """Whether the bucket of an object store is there and may be used with the credentials of the environment."""
+    endpoint = os.environ.get("MLFLOW_S3_ENDPOINT_URL")
+    shown = f"{uri} at {endpoint}" if endpoint else uri
+    if importlib.util.find_spec("boto3") is None:
+        return Finding(what, "broken", f"{shown} needs boto3", TEAM)
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    patience = Config(connect_timeout=5, read_timeout=5, retries={"max_attempts": 1})
+    try:
+        boto3.client("s3", endpoint_url=endpoint, config=patience).head_bucket(Bucket=urlsplit(uri).netloc)
+    except (BotoCoreError, ClientError, ValueError) as error:
+        mend = "Create the bucket, or correct MLFLOW_S3_ENDPOINT_URL and the AWS_ variables"
+        return Finding(what, "broken", f"{shown}: {error}", mend)
+    return Finding(what, "ok", shown)
+
+
+def _remote(main: Path) -> Finding:
+    """Whether DVC has a place to push to, and that place answers."""
+    from dvc.config import NoRemoteError, RemoteConfigError
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    what = "DVC remote"
+    try:
+        with Repo(str(main)) as repo:
+            try:
+                remote = repo.cloud.get_remote()
+            except NoRemoteError:
+                return Finding(what, "ok", "none: what stages made stays in the cache of this checkout")
+            url = tracking.shown(remote.fs.unstrip_protocol(remote.path))
+            try:
+                used = remote.fs.exists(remote.path)
+            except Exception as error:
+                # Each kind of store fails in its own way.
+                return Finding(what, "broken", f"{url}: {error}", "`dvc remote modify` corrects it")
+    except (DvcException, RemoteConfigError) as error:
+        return Finding(what, "broken", str(error).splitlines()[0], f"`dvc remote list` shows what there is. {TEAM}")
+    return Finding(what, "ok", url if used else f"{url}, where nothing has been pushed to")
 
 
 def _torch() -> Finding:
@@ -147,6 +246,17 @@ def _torch() -> Finding:
         mend = "Install a build of PyTorch for CUDA: see pytorch.org"
         return Finding("PyTorch", "warning", f"{torch.__version__} does not see the GPU of this machine", mend)
     return Finding("PyTorch", "ok", f"{torch.__version__}, no GPU, {cores} cores, one thread a process")
+
+
+def _cluster(address: str) -> Finding:
+    """Whether something listens at the address of a Ray cluster."""
+    parsed = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        with socket.create_connection((parsed.hostname or "", parsed.port or 6379), timeout=5):
+            return Finding("Ray", "ok", f"a cluster answers at {address}")
+    except (OSError, ValueError) as error:
+        mend = "Start it with `ray start --head`, or unset RAY_ADDRESS: then Ray starts on this machine"
+        return Finding("Ray", "broken", f"no cluster answers at {address}: {error}", mend)
 
 
 def _ray() -> Finding:

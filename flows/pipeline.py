@@ -31,7 +31,8 @@ from flows import checkout, pipelines, succession
 from flows.form import differing, shown
 from flows.overrides import merge, parse
 from flows.pipelines import Stage
-from flows.process import Failed, dvc, run
+from flows.process import Failed, dvc, run, speak_for_itself
+from flows.server import REPORTS
 from tasks import progress, tracking
 from tasks.config import Refused
 from tasks.models.start import Champion
@@ -39,8 +40,6 @@ from tasks.params import Params
 from tasks.promotion.rule import Promotion
 
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
-REPORTS = "FEDLOOM_REPORTS_URL"
-"""Environment variable: where `fedloom serve` shows the folder of reports."""
 
 
 RUNNING = "run-"
@@ -127,6 +126,7 @@ def pipeline(
 
     Returns the run's name, what each stage did and how long it took, and the path of the report if there is one.
     """
+    speak_for_itself()
     say = get_run_logger().info
     if "DVC_STAGE" in os.environ:
         raise Refused("flow", None, "was started from within a stage, which would wait for itself")
@@ -265,4 +265,4 @@ def _show(outcomes: dict[str, tuple[str, float]], numbers: dict, report: Path | 
     elif report:
         create_markdown_artifact(f"The report is `{report}`.", "report", "The report of this run")
     if parent:
-        create_link_artifact(tracking.run_url(parent), "Open the run in MLflow", "mlflow", "after `make mlflow`")
+        create_link_artifact(tracking.run_url(parent), "Open the run in MLflow", "mlflow", "while `fedloom up` runs")

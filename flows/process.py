@@ -12,6 +12,9 @@ from pathlib import Path
 GRACE = 15.0
 """Seconds between asking a group of processes to stop and killing it."""
 
+LOG = "FEDLOOM_LOG"
+"""Environment variable: the file that keeps what a service says, and the runs that it starts."""
+
 
 class Failed(RuntimeError):
     """A command that ended with an error; the message is what it said last."""
@@ -119,6 +122,16 @@ def stop(process: subprocess.Popen) -> None:
     # What outlived the leader: a worker that ignored the signal.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def speak_for_itself() -> None:
+    """Has this process write to the log that :data:`LOG` names, rather than through the pipe of who started it: with
+    that it would break. What it starts itself speaks to it."""
+    if path := os.environ.pop(LOG, None):
+        with open(path, "a") as log:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+                os.dup2(log.fileno(), stream.fileno())
 
 
 def dvc(*arguments: str) -> list[str]:

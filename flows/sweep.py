@@ -32,9 +32,10 @@ from rich.console import Console
 from flows import checkout, overrides, pipelines
 from flows.board import Board
 from flows.display import REFUSED
-from flows.pipeline import REPORTS, RUNNING, pipeline
+from flows.pipeline import RUNNING, pipeline
 from flows.pipelines import Pipelines
-from flows.process import Failed, follow
+from flows.process import Failed, follow, speak_for_itself
+from flows.server import REPORTS
 from flows.trials import Trial, finish, plan, publish
 from tasks import progress
 from tasks.config import Refused
@@ -58,6 +59,7 @@ async def sweep(name: str, parallel: int | None = None) -> dict[str, Any]:
 
     Returns the cells with their numbers in words, as columns and rows, and the path of the comparison.
     """
+    speak_for_itself()
     say = get_run_logger().info
     if "DVC_STAGE" in os.environ:
         raise Refused("sweep", None, "was started from within a stage, which would wait for itself")

@@ -1,6 +1,7 @@
 """MLflow: one parent run a pipeline run, one child run a stage, tied by tags to git, DVC and Prefect.
 
-Where: ``mlflow.db`` (SQLite) and ``mlartifacts/`` in the main checkout, also for stages that run in a git worktree.
+Where: ``mlflow.db`` (SQLite) and ``mlartifacts/`` in the main checkout, also for stages that run in a git worktree; or
+what MLflow's own variables name (:func:`store`, :func:`artifact_root`): another database, an object store, a server.
 How much: ``FEDLOOM_TRACKING=off`` turns it off. When the database is locked, unwritable or damaged, one line says so
 and the stage goes on without: every number is in the stage's own outputs too, and a training run is worth more than
 its log.
@@ -15,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -32,6 +34,9 @@ FLUSH_SECONDS = 5.0
 FLUSH_POINTS = 1000
 PARENT, FLOW_RUN, TASK_RUN = "FEDLOOM_MLFLOW_PARENT", "FEDLOOM_FLOW_RUN_ID", "FEDLOOM_TASK_RUN_ID"
 """Environment variables by which the flow hands its ids to a stage, which knows nothing of Prefect."""
+
+UI = "FEDLOOM_MLFLOW_URL"
+"""Environment variable: where a browser finds MLflow's UI."""
 
 Point = tuple[str, float, int, int]
 """A metric's name, its value, the time in milliseconds, the step."""
@@ -206,8 +211,31 @@ def enabled() -> bool:
 
 
 def store() -> str:
-    """The URI of the database."""
-    return f"sqlite:///{main_checkout() / 'mlflow.db'}"
+    """The URI of the database or of the MLflow server: the one that is configured, or the database of the checkout."""
+    configured = os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_BACKEND_STORE_URI")
+    return configured or f"sqlite:///{main_checkout() / 'mlflow.db'}"
+
+
+def remote() -> bool:
+    """Whether runs are sent to an MLflow server, which knows the database and the place of the files."""
+    return store().startswith(("http://", "https://"))
+
+
+def artifact_root() -> str | None:
+    """Where a new experiment keeps its files: as configured, or in the checkout; None where an MLflow server says."""
+    if remote():
+        return None
+    return os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or (main_checkout() / "mlartifacts").as_uri()
+
+
+def shown(uri: str) -> str:
+    """``uri`` without the password that may be in it."""
+    return re.sub(r"(?<=//)([^:/@]*):[^/]*@", r"\1:***@", uri)
+
+
+def ui() -> str:
+    """Where a browser finds MLflow's UI: as configured, or where `fedloom up` starts it by default."""
+    return (os.environ.get(UI) or (store() if remote() else "http://127.0.0.1:5000")).rstrip("/")
 
 
 def client() -> Any:
@@ -216,8 +244,8 @@ def client() -> Any:
 
 
 def run_url(run_id: str) -> str:
-    """Where MLflow's own server shows a run, once it is started on its default port."""
-    return f"http://127.0.0.1:5000/#/experiments/{_experiment()}/runs/{run_id}"
+    """Where the UI shows a run."""
+    return f"{ui()}/#/experiments/{_experiment()}/runs/{run_id}"
 
 
 def tagged(name: str, tags: Mapping[str, str]) -> str | None:
@@ -348,7 +376,7 @@ def dvc_key(name: str) -> str:
 
 def _complain(error: Exception) -> None:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    print(f"warning: not recorded in MLflow ({store()}): {reason}. The run goes on without it.", file=sys.stderr)
+    print(f"warning: not recorded in MLflow ({shown(store())}): {reason}. The run goes on without it.", file=sys.stderr)
 
 
 @functools.cache
@@ -359,15 +387,20 @@ def _mlflow() -> Any:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     import mlflow
 
-    mlflow.set_tracking_uri(store())
-    mlflow.set_registry_uri(store())
+    configured, uri = os.environ.get("MLFLOW_TRACKING_URI"), store()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    if configured is None:
+        # MLflow has put it there, where it would pass for the word of the user.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     return mlflow
 
 
 @functools.cache
 def _experiment(name: str = EXPERIMENT) -> str:
-    """The id of an experiment, created on first use with its artifacts in the main checkout."""
+    """The id of an experiment, created on first use."""
     from filelock import FileLock
+    from mlflow.exceptions import MlflowException
 
     folder = main_checkout()
     (folder / ".fedloom").mkdir(exist_ok=True)
@@ -376,7 +409,13 @@ def _experiment(name: str = EXPERIMENT) -> str:
         found = client.get_experiment_by_name(name)
         if found:
             return found.experiment_id
-        return client.create_experiment(name, artifact_location=(folder / "mlartifacts").as_uri())
+        try:
+            return client.create_experiment(name, artifact_location=artifact_root())
+        except MlflowException:
+            # Another machine was faster, which the lock does not know of.
+            if found := client.get_experiment_by_name(name):
+                return found.experiment_id
+            raise
 
 
 def _open_parent(name: str, settings: BaseModel, tags: Mapping[str, str]) -> str:

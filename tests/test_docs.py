@@ -41,9 +41,11 @@ SMALL = {
 """What the copy of the checkout leaves out of `params.yaml`, to be quick. It changes no number of the training."""
 
 ELSEWHERE = {
-    "make prefect": "tests/flows/test_serve.py",
-    "make mlflow": "tests/flows/test_serve.py",
+    "make up": "tests/flows/test_up.py",
+    "fedloom up": "tests/flows/test_up.py",
     "fedloom serve": "tests/flows/test_serve.py",
+    "dvc push": "tests/flows/test_team.py",
+    "dvc pull": "tests/flows/test_team.py",
     "fedloom notify": "tests/flows/test_ui.py",
     "fedloom report --open": "tests/flows/test_cli.py",
     "python -m tasks.partition": "tests/tasks/partition/test_docs.py",

@@ -68,7 +68,11 @@ class Checkout:
         self.folder = folder
         self.log = folder.parent / f"{folder.name}.log"
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FEDLOOM_"))},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("PREFECT_", "FEDLOOM_", "MLFLOW_"))
+            },
             "PYTHONPATH": str(ROOT),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "FEDLOOM_TEST_LOG": str(self.log),

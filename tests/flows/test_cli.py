@@ -10,7 +10,7 @@ from flows import cli
 from tasks.params import methods
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["run", "sweep", "list", "show", "serve", "report", "doctor", "validate", "schema"]
+COMMANDS = ["run", "sweep", "list", "show", "up", "serve", "report", "doctor", "validate", "schema"]
 
 
 @pytest.fixture

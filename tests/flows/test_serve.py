@@ -1,7 +1,6 @@
 """Served pipelines: schedules fire, the API refuses mistakes, and what is triggered really runs."""
 
 import json
-import os
 import signal
 import sys
 import time
@@ -12,10 +11,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from flows import pipelines, server
+from flows import pipelines
 from flows.deploy import deployment, schedule
 from tasks import params
-from tests.flows.conftest import Checkout, until
+from tests.flows.conftest import Checkout
 
 EVERY_TWO_SECONDS = """
 pipelines:
@@ -91,38 +90,6 @@ def test_a_schedule_fires_and_a_run_can_be_triggered_with_overrides(checkout: Ch
     }
     artifacts = call(prefect_server, "artifacts/latest/filter", {})
     assert {"stages", "summary", "report"} <= {artifact["key"] for artifact in artifacts}
-
-
-def test_make_prefect_starts_a_server_that_ends_with_it(checkout: Checkout):
-    port = server.any_port()
-    process = checkout.make("prefect", f"ARGS=nightly --port {port}")
-    try:
-        until(lambda: server.answers(f"http://{server.HOST}:{port}/api"))
-        # The server answers a moment before the command says where it is.
-        said = checkout.folder / ".fedloom" / "server"
-        until(lambda: said.exists() and call(said.read_text(), "deployments/filter", {}))
-        (nightly,) = call(said.read_text(), "deployments/filter", {})
-        assert (nightly["name"], nightly["schedules"][0]["active"]) == ("nightly", False)
-        with urllib.request.urlopen(f"http://{server.HOST}:{port}/", timeout=10) as page:
-            assert b"<html" in page.read()
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        print(process.communicate(timeout=60)[0])
-    assert server.free(port)
-    assert not (checkout.folder / ".fedloom" / "server").exists()
-
-
-def test_make_mlflow_shows_the_runs_of_the_checkout(checkout: Checkout):
-    port = server.any_port()
-    process = checkout.make("mlflow", f"PORT={port}")
-    try:
-        until(lambda: not server.free(port))
-        call_ = {"max_results": 10}
-        until(lambda: call(f"http://{server.HOST}:{port}/api/2.0/mlflow", "experiments/search", call_)["experiments"])
-        assert (checkout.folder / "mlflow.db").exists()
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        print(process.communicate(timeout=60)[0])
 
 
 def test_a_schedule_says_the_same_to_prefect():

@@ -40,7 +40,9 @@ def folder(database, tmp_path, monkeypatch):
     git(folder, "add", "-A")
     git(folder, "commit", "-q", "-m", "Start")
     monkeypatch.chdir(folder)
-    for name in (tracking.PARENT, tracking.FLOW_RUN, tracking.TASK_RUN, "DVC_STAGE", "FEDLOOM_TRACKING"):
+    for name in (tracking.PARENT, tracking.FLOW_RUN, tracking.TASK_RUN, tracking.UI, "DVC_STAGE", "FEDLOOM_TRACKING"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_DEFAULT_ARTIFACT_ROOT"):
         monkeypatch.delenv(name, raising=False)
     caches = (tracking.main_checkout, tracking._mlflow, tracking._experiment, tracking.dvc_key)
     for cached in caches:
@@ -144,6 +146,29 @@ def test_a_worktree_records_in_the_main_checkout(folder, monkeypatch):
     tracking.main_checkout.cache_clear()
     assert tracking.main_checkout() == folder
     assert tracking.store() == f"sqlite:///{folder}/mlflow.db"
+
+
+def test_what_is_configured_names_the_database_the_files_and_the_page(folder, monkeypatch):
+    assert tracking.artifact_root() == f"file://{folder}/mlartifacts"
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql://fedloom:se:cret@db.example.org/mlflow")
+    monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", "s3://team/mlflow")
+    assert tracking.store() == "postgresql://fedloom:se:cret@db.example.org/mlflow"
+    assert tracking.shown(tracking.store()) == "postgresql://fedloom:***@db.example.org/mlflow"
+    assert tracking.artifact_root() == "s3://team/mlflow"
+    assert tracking.ui() == "http://127.0.0.1:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org/")
+    assert tracking.store() == "https://mlflow.example.org/" == tracking.shown(tracking.store())
+    assert tracking.artifact_root() is None, "which the server knows"
+    assert tracking.ui() == "https://mlflow.example.org"
+    monkeypatch.setenv(tracking.UI, "https://seen.example.org")
+    assert tracking.ui() == "https://seen.example.org"
+
+
+def test_the_store_of_this_checkout_is_not_taken_for_a_configured_one(folder):
+    """MLflow writes the one that it uses into the environment, which processes for other checkouts inherit."""
+    with tracking.open_tracker("train", params.Params()) as tracker:
+        assert tracking.run_url(tracker.run_id).endswith(f"/runs/{tracker.run_id}")
+    assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
 def test_off_shows_progress_and_records_nothing(folder, monkeypatch, capsys):
