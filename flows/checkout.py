@@ -174,7 +174,7 @@ def worktree(main: Path, name: str, changes: dict[str, Any], say: Say) -> Iterat
             yield folder
             with _one_in_git(main):
                 # The metrics are no outputs in DVC's cache: where git does not know them yet, they must be named.
-                run(dvc("exp", "save", "--name", name, "--include-untracked", "metrics"), folder)
+                run(dvc("exp", "save", "--name", name, "--include-untracked", "metrics", "--", *_made(folder)), folder)
             say(f"kept as experiment {name}: `dvc exp show`, `dvc exp apply {name}`")
         finally:
             _remove(main, folder)
@@ -186,6 +186,12 @@ def sweep(main: Path) -> None:
         lock = FileLock(main / ".fedloom" / "locks" / f"worktree-{folder.name}.lock")
         with contextlib.suppress(Timeout), lock.acquire(timeout=0):
             _remove(main, folder)
+
+
+def _made(folder: Path) -> list[str]:
+    """The stages whose outputs are there. DVC would miss those of the others, which the run did not want."""
+    stages = _read(folder / "dvc.yaml")["stages"]
+    return [name for name, stage in stages.items() if all((folder / out).exists() for out in stage["outs"])]
 
 
 def experiment_exists(main: Path, name: str) -> bool:
