@@ -22,7 +22,7 @@ STACK_OPERATIONS = 2.5e7
 """Floating-point operations of a client's forward pass over a batch from which a loop beats a stack, on a CPU."""
 STACK_FLOATS = 5_000_000
 """Parameters that a stack may hold in all."""
-COMPILE_STEPS = 10_000
+COMPILE_STEPS = 25_000
 """Stacked steps in a run from which the seconds of compiling come back."""
 
 
