@@ -8,6 +8,7 @@ refused when it is made.
 
 import typing
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from flows.overrides import options
@@ -52,7 +53,7 @@ def shown(value: Any) -> Any:
         return {name: shown(getattr(value, name)) for name in type(value).model_fields}
     if isinstance(value, tuple):
         return [_item(v) if isinstance(v, Config) else shown(v) for v in value]
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def _same(value: Any, now: dict[str, Any], name: str) -> bool:

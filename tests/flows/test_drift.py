@@ -149,7 +149,7 @@ def test_the_experiments_repeat_without_the_registry(story):
     folder = story.checkout.folder
     names = git(folder, "for-each-ref", "--sort=creatordate", "--format=%(refname)", "refs/exps").split()
     starts = [
-        YAML(typ="safe").load(git(folder, "show", f"{name}:params.yaml"))["model"]["start"]
+        YAML(typ="safe").load(git(folder, "show", f"{name}:params.yaml"))["model"].get("start", {"name": "fresh"})
         for name in names
         if "stash" not in name
     ]

@@ -35,7 +35,7 @@ def naive_fedavg(data, algorithm: FedAvg, rounds: int, seed: int) -> dict:
             )
             samples = data.train(client)
             job = Job(algorithm, round_, 0, torch.tensor([client]).numpy(), {}, {}, {}, {})
-            positions, _ = job.order(seed, data.sizes[[client]])
+            positions, _ = job.order(job.keys(seed), data.sizes[[client]])
             for step in positions[0]:
                 rows = samples[step[step >= 0]]
                 sgd.zero_grad()
