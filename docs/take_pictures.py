@@ -146,16 +146,8 @@ def report(reader: Reader, page: Page) -> None:
 def reconstructions(reader: Reader, page: Page) -> None:
     """The private digits that leak most."""
     page.goto(reader.report())
-    page.get_by_role("heading", name="What leaks from the messages").scroll_into_view_if_needed()
-    page.evaluate("scrollBy(0, document.querySelector('#leakage').getBoundingClientRect().top)")
+    page.get_by_role("heading", name="Side by side").evaluate("heading => heading.scrollIntoView()")
     take(page, "reconstructions")
-
-
-def sweep(reader: Reader, page: Page) -> None:
-    """The comparison of the sweep that comes with the project."""
-    reader.run("sweep", "privacy-utility")
-    page.goto((reader.folder / "reports" / "privacy-utility.html").as_uri())
-    take(page, "sweep")
 
 
 def prefect_form(servers: Servers, page: Page) -> None:
@@ -180,7 +172,9 @@ def prefect_run(servers: Servers, page: Page) -> None:
 
 def mlflow_runs(servers: Servers, page: Page) -> None:
     """The table of all runs."""
-    page.goto(servers.mlflow)
+    page.goto(f"{servers.mlflow}/#/experiments")
+    page.get_by_role("link", name="fedloom").first.click()
+    page.get_by_text("audit-").first.wait_for()
     page.wait_for_timeout(3000)
     take(page, "mlflow-runs")
 
@@ -188,8 +182,7 @@ def mlflow_runs(servers: Servers, page: Page) -> None:
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 OF_REPORTS = {"report": report, "reconstructions": reconstructions}
 OF_SERVERS = {"prefect-form": prefect_form, "prefect-run": prefect_run, "mlflow-runs": mlflow_runs}
-OF_SWEEPS = {"sweep": sweep}
-ALL = [*OF_REPORTS, *OF_SERVERS, *OF_SWEEPS]
+ALL = [*OF_REPORTS, *OF_SERVERS]
 
 
 def main(names: list[str]) -> None:
@@ -212,8 +205,6 @@ def main(names: list[str]) -> None:
             with reader.up() as servers:
                 for name in filter(wanted.__contains__, OF_SERVERS):
                     OF_SERVERS[name](servers, page)
-        for name in filter(wanted.__contains__, OF_SWEEPS):
-            OF_SWEEPS[name](reader, page)
 
 
 if __name__ == "__main__":
