@@ -32,6 +32,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 WIDTH, HEIGHT, COLOURS = 1100, 760, 128
 PATIENCE = 600.0
+EXPERIMENT = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=fedloom"
 
 
 class Reader:
@@ -146,7 +147,9 @@ def report(reader: Reader, page: Page) -> None:
 def reconstructions(reader: Reader, page: Page) -> None:
     """The private digits that leak most."""
     page.goto(reader.report())
-    page.get_by_role("heading", name="Side by side").evaluate("heading => heading.scrollIntoView()")
+    page.get_by_role("heading", name="Side by side").evaluate(
+        "heading => heading.scrollIntoView({behavior: 'instant'})"
+    )
     take(page, "reconstructions")
 
 
@@ -172,9 +175,10 @@ def prefect_run(servers: Servers, page: Page) -> None:
 
 def mlflow_runs(servers: Servers, page: Page) -> None:
     """The table of all runs."""
-    page.goto(f"{servers.mlflow}/#/experiments")
-    page.get_by_role("link", name="fedloom").first.click()
-    page.get_by_text("audit-").first.wait_for()
+    with urllib.request.urlopen(f"{servers.mlflow}{EXPERIMENT}", timeout=60) as reply:
+        experiment = json.load(reply)["experiment"]["experiment_id"]
+    page.goto(f"{servers.mlflow}/#/experiments/{experiment}/runs")
+    page.get_by_role("link", name="audit-").first.wait_for()
     page.wait_for_timeout(3000)
     take(page, "mlflow-runs")
 
