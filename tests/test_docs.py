@@ -267,6 +267,7 @@ def tutorial(checkout) -> Iterator[tuple[Path, list[str]]]:
     pipelines.write_text(before)
 
 
+@pytest.mark.timeout(900)
 def test_what_leaks_and_what_a_defence_costs_is_as_the_tutorial_says(checkout, tutorial):
     plain, noised = ({name: kept(checkout, name, last) for name in ("train", "attack")} for last in (2, 1))
     assert plain["train"]["accuracy"] > 0.8
@@ -276,6 +277,7 @@ def test_what_leaks_and_what_a_defence_costs_is_as_the_tutorial_says(checkout, t
     assert noised["train"]["epsilon"] > 1000
 
 
+@pytest.mark.timeout(900)
 def test_the_pipeline_of_the_tutorial_is_served_scheduled_and_watched(checkout, tutorial, monkeypatch):
     pipelines, typed = tutorial
     audit, often, nightly = blocks(ROOT / "docs" / "tutorial.md", "yaml")
