@@ -1,6 +1,7 @@
 """Every command and example in the README, CONTRIBUTING and docs/ is true: run here, or in the test that is named."""
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,8 @@ from tasks import artifacts, tree
 from tasks.params import build
 from tasks.train.algorithms import FedAvg
 from tasks.train.settings import TrainSettings
+from tests.flows.test_serve import call
+from tests.flows.test_up import Up
 from tests.tasks.train.runs import SIZES, federation, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +44,7 @@ SMALL = {
 """What the copy of the checkout leaves out of `params.yaml`, to be quick. It changes no number of the training."""
 
 ELSEWHERE = {
+    "make install": "Makefile",
     "make up": "tests/flows/test_up.py",
     "fedloom up": "tests/flows/test_up.py",
     "fedloom serve": "tests/flows/test_serve.py",
@@ -92,7 +96,14 @@ class Checkout:
         if command not in self.said:
             typed = command.replace("make ", f"make -o install VENV={VENV.parent} ", 1)
             done = subprocess.run(
-                typed, shell=True, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+                typed,
+                shell=True,
+                executable="/bin/bash",
+                cwd=self.folder,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             assert done.returncode == 0, f"$ {command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
             self.said[command] = done.stdout
@@ -171,30 +182,153 @@ def test_the_other_targets_of_the_makefile_work(checkout, command):
     checkout.run(command)
 
 
-def test_the_page_on_adding_a_method_can_be_followed_to_the_letter(checkout):
-    page = ROOT / "docs" / "add-a-method.md"
-    files = dict(re.findall(r"^`([\w/.-]+\.py)`:\n\n```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
-    assert not [path for path in files if (ROOT / path).exists()], "the methods of the page must not be in the package"
-    for path, text in files.items():
+def files(page: Path) -> dict[str, str]:
+    """The files that a page has its reader write, by their paths."""
+    found = re.findall(r"`([\w/.-]+\.py)`:\n\n```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    assert not [path for path, _ in found if (ROOT / path).exists()], "what the page adds must not be there already"
+    return dict(found)
+
+
+def follow(checkout: Checkout, page: Path, package: str, union: str, added: str) -> None:
+    """Writes the files of a page, puts ``added`` into a union as it says, and runs its commands."""
+    written = files(page)
+    for path, text in written.items():
         (checkout.folder / path).write_text(text)
-    (line,) = [text for text in blocks(page, "python") if text not in files.values()]
-    union = checkout.folder / "tasks" / "train" / "algorithms" / "__init__.py"
-    before = union.read_text()
-    after = re.sub(r"(Algorithm = one_of\(.*?),?\s*\)", r"\1, FedNova)", before, flags=re.DOTALL)
+    (line,) = [text for text in blocks(page, "python") if text not in written.values()]
+    place = checkout.folder / package / "__init__.py"
+    before = place.read_text()
+    after = re.sub(rf"(\n{union} = one_of\(.*?),?\s*\)", rf"\1, {added})", before, flags=re.DOTALL)
     assert before != after
-    union.write_text(after.replace("\nfrom ", f"\n{line}from ", 1))
+    place.write_text(after.replace("\nfrom ", f"\n{line}from ", 1))
     for command in commands(page):
-        # Some of them were run before, on the code without the method.
+        # Some of them were run before, on the code as it was.
         checkout.said.pop(command, None)
         checkout.run(command)
+    assert added in (checkout.folder / "params.schema.json").read_text()
+
+
+def kept(checkout: Checkout, stage: str, last: int = 1) -> dict[str, Any]:
+    """The metrics of a stage in the run that was kept ``last``."""
+    names = git(checkout.folder, "for-each-ref", "--sort=-creatordate", "--format=%(refname)", "refs/exps").split()
+    name = [name for name in names if "/exec/" not in name and "stash" not in name][last - 1]
+    return json.loads(git(checkout.folder, "show", f"{name}:metrics/{stage}.json"))
+
+
+def test_the_page_on_adding_a_method_can_be_followed_to_the_letter(checkout):
+    follow(checkout, ROOT / "docs" / "add-a-method.md", "tasks/train/algorithms", "Algorithm", "FedNova")
     assert "takes more local steps does not count for more" in checkout.run("fedloom show fednova")
-    schema = (checkout.folder / "params.schema.json").read_text()
-    assert "FedNova" in schema
-    kept = git(checkout.folder, "for-each-ref", "--sort=-creatordate", "--format=%(refname)", "refs/exps").split()[0]
-    metrics = json.loads(git(checkout.folder, "show", f"{kept}:metrics/train.json"))
+    metrics = kept(checkout, "train")
     assert metrics["rounds"] == 2
     # The 4 bytes of `steps` that the page speaks of, for ten clients in two rounds.
     assert metrics["bytes_up"] == 2 * 10 * 4 * (metrics["parameters"] + 1)
+
+
+def test_the_page_on_adding_an_attack_can_be_followed_to_the_letter(checkout):
+    follow(checkout, ROOT / "docs" / "add-an-attack.md", "tasks/attack/attacks", "Method", "DistinctLabels")
+    assert "one of them gets another" in checkout.run("fedloom show distinct_labels")
+    assert 0 < kept(checkout, "attack")["attacks"]["distinct_labels"]["none"]["label_accuracy"] <= 1
+
+
+def test_the_page_on_ones_own_model_can_be_followed_to_the_letter(checkout):
+    page = ROOT / "docs" / "own-model.md"
+    ((path, text),) = files(page).items()
+    (checkout.folder / path).write_text(text)
+    for command in commands(page):
+        checkout.run(command)
+    # Two layers of 48 on 64 pixels, and ten classes.
+    assert kept(checkout, "train")["parameters"] == 65 * 48 + 49 * 48 + 49 * 10
+    for block in blocks(page, "yaml"):
+        assert build(YAML(typ="safe").load(block))
+
+
+@pytest.fixture(scope="module")
+def tutorial(checkout) -> Iterator[tuple[Path, list[str]]]:
+    """`pipelines.yaml` as the tutorial first has it, and the commands after `fedloom up`; those before it were run."""
+    page = ROOT / "docs" / "tutorial.md"
+    ((path, text),) = files(page).items()
+    (checkout.folder / path).write_text(text)
+    pipelines = checkout.folder / "pipelines.yaml"
+    before = pipelines.read_text()
+    pipelines.write_text(before.replace("\npipelines:\n", f"\npipelines:\n{blocks(page, 'yaml')[0]}\n", 1))
+    activate = checkout.folder / ".venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True)
+    activate.touch()
+    typed = commands(page)
+    served = typed.index("fedloom up")
+    reports = []
+    for command in typed[:served]:
+        if command != "make run":
+            checkout.said.pop(command, None)
+        checkout.run(command)
+        if command == "fedloom report":
+            reports.append(Path(checkout.said[command].strip()).read_text())
+    assert ["patients" in report for report in reports] == [False, True, True] and reports[1] != reports[2]
+    yield pipelines, typed[served + 1 :]
+    pipelines.write_text(before)
+
+
+@pytest.mark.timeout(900)
+def test_what_leaks_and_what_a_defence_costs_is_as_the_tutorial_says(checkout, tutorial):
+    plain, noised = ({name: kept(checkout, name, last) for name in ("train", "attack")} for last in (2, 1))
+    assert plain["train"]["accuracy"] > 0.8
+    assert plain["attack"]["messages"]["none"]["recovered"] == 1, "of one client every record"
+    assert noised["attack"]["together"]["recovered"] < 0.05 < plain["attack"]["together"]["recovered"]
+    assert 0.7 < noised["train"]["accuracy"] < plain["train"]["accuracy"]
+    assert noised["train"]["epsilon"] > 1000
+
+
+@pytest.mark.timeout(900)
+def test_the_pipeline_of_the_tutorial_is_served_scheduled_and_watched(checkout, tutorial, monkeypatch):
+    pipelines, typed = tutorial
+    audit, often, nightly = blocks(ROOT / "docs" / "tutorial.md", "yaml")
+    pipelines.write_text(pipelines.read_text().replace(audit, audit + often, 1))
+    # The reader has no server but the one that `up` starts.
+    alone = {name: value for name, value in checkout.environment.items() if name != "PREFECT_API_URL"}
+    monkeypatch.setattr(checkout, "environment", alone)
+    up = Up(checkout)
+    try:
+        (known,) = call(up.api, "deployments/filter", {"deployments": {"name": {"any_": ["audit"]}}})
+        (when,) = known["schedules"]
+        assert (when["active"], when["schedule"]["cron"]) == (True, "*/2 * * * *")
+        run = call(up.api, f"deployments/{known['id']}/create_flow_run", {"name": "quick"})["id"]
+        up.until(lambda: call(up.api, f"flow_runs/{run}")["state_type"] in ("COMPLETED", "FAILED", "CRASHED"))
+        tasks = call(up.api, "task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        outcomes = {task["name"]: task["state"]["name"] for task in tasks}
+        assert {outcomes[name] for name in ("partition", "train", "aggregate", "attack", "report")} == {"Restored"}
+        for command in typed:
+            checkout.run(command)
+        assert len(call(up.api, "automations/filter", {})) == 1
+    finally:
+        up.end()
+    pipelines.write_text(pipelines.read_text().replace(often, nightly, 1))
+    checkout.said.pop("fedloom validate")
+    assert "are valid" in checkout.run("fedloom validate")
+
+
+def test_pictures_are_those_that_the_script_takes():
+    """None is missing, none is left over, none is large."""
+    spec = importlib.util.spec_from_file_location("take_pictures", ROOT / "docs" / "take_pictures.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    folder = ROOT / "docs" / "pictures"
+    there = {path.name for path in folder.iterdir()}
+    shown = [re.findall(r"!\[[^\]]+\]\((?:docs/)?pictures/([^)]+)\)", page.read_text()) for page in PAGES]
+    assert there == {f"{name}.png" for name in script.ALL} == set(itertools.chain(*shown))
+    assert max((folder / name).stat().st_size for name in there) < 150_000
+
+
+def test_the_cluster_of_the_page_is_one_that_ray_would_read():
+    jsonschema, ray = pytest.importorskip("jsonschema"), importlib.import_module("ray")
+    page = ROOT / "docs" / "cluster.md"
+    cluster, engine = (YAML(typ="safe").load(text) for text in blocks(page, "yaml"))
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(cluster, schema)
+    assert build(engine).train.engine.workers == 2
+
+
+def test_every_page_is_in_the_index():
+    linked = re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "README.md").read_text())
+    assert sorted(linked) == sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
 
 
 def test_the_two_exchanges_on_that_page_do_what_it_says(tmp_path):
@@ -237,8 +371,9 @@ def test_links_lead_somewhere(page):
         if not path.startswith("http"):
             linked = page.parent / path if path else page
             assert linked.exists(), f"{page.name}: {target}"
-            titles = [re.sub(r"[^\w\- ]", "", t).strip().replace(" ", "-").lower() for t in headings(linked)]
-            assert not anchor or anchor in titles, f"{page.name}: {target}"
+            if anchor:
+                titles = [re.sub(r"[^\w\- ]", "", t).strip().replace(" ", "-").lower() for t in headings(linked)]
+                assert anchor in titles, f"{page.name}: {target}"
 
 
 def headings(page: Path) -> list[str]:
