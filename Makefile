@@ -27,7 +27,7 @@ run: install
 	@$(PY) -m flows.cli run $(ARGS)
 
 test: install
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: install
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

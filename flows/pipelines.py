@@ -81,7 +81,7 @@ class Pipeline(Config):
     description: str = Field("", description="what it is for, in a sentence")
     stages: tuple[Stage, ...] = Field((), description="stages wanted, with what they depend on; none means all")
     overrides: dict[str, Any] = Field({}, description="what differs from params.yaml, in the same shape")
-    schedule: Schedule | None = Field(None, description="when it starts by itself while `fedloom serve` runs")
+    schedule: Schedule | None = Field(None, description="when it starts by itself while `fedloom up` runs")
     promote: Promotion | None = Field(
         Promotion(), description="when the released model becomes the champion of MLflow's registry; null for never"
     )
@@ -127,7 +127,7 @@ class Sweep(Config):
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
         {}, description="fields of params.yaml, as in train.uplink, with the values that each takes"
     )
-    schedule: Schedule | None = Field(None, description="when it starts by itself while `fedloom serve` runs")
+    schedule: Schedule | None = Field(None, description="when it starts by itself while `fedloom up` runs")
     resources: SweepResources = Field(SweepResources(), description="what it may take of the machine")
     tags: tuple[str, ...] = Field((), description="labels in the Prefect UI")
 

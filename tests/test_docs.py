@@ -135,6 +135,7 @@ def commands(page: Path) -> list[str]:
     return [line[2:] for text in blocks(page, "console") for line in text.splitlines() if line.startswith("$ ")]
 
 
+@pytest.mark.timeout(900)
 def test_the_commands_of_the_readme_work_one_after_another(checkout):
     page = ROOT / "README.md"
     assert commands(page)[0] == "make run"

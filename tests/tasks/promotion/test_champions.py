@@ -38,7 +38,8 @@ def checkout(tmp_path: Path, partitioned: Path, monkeypatch: pytest.MonkeyPatch)
     """A checkout with a registry of its own and a finished partition stage."""
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FEDLOOM_TRACKING", raising=False)
+    for name in ("FEDLOOM_TRACKING", "MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_DEFAULT_ARTIFACT_ROOT"):
+        monkeypatch.delenv(name, raising=False)
     shutil.copytree(partitioned, tmp_path / "artifacts")
     for cached in CACHES:
         cached.cache_clear()
