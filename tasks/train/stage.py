@@ -18,6 +18,7 @@ from tasks.partition.federation import Federation
 from tasks.tracking import Tracker, checkpoints_folder, main_checkout
 from tasks.train.checkpoints import Checkpoint, Checkpoints, claimed
 from tasks.train.coordinator import Coordinator
+from tasks.train.engine import compiler
 from tasks.train.engine.plan import Plan, resolve, workload
 from tasks.train.engine.program import Blueprint
 from tasks.train.engine.workers import Workers, hire
@@ -34,6 +35,8 @@ SCORES = (
     "test_loss", "test_accuracy", "validation_loss", "validation_accuracy",
     "personal_test_accuracy", "personal_validation_accuracy",
 )  # fmt: skip
+COMPILED = Path(".fedloom", "compiled")
+"""Where in the main checkout compiled programs are kept between runs."""
 
 
 def train(params: Params, folder: Path, tracker: Tracker) -> None:
@@ -44,6 +47,7 @@ def train(params: Params, folder: Path, tracker: Tracker) -> None:
     network = models.build(params.model, data.meta.shape, data.meta.classes, params.seed)
     work = workload(params.train, network, data.meta.shape, data.x.dtype, data.sizes)
     plan = resolve(params.train.engine, work)
+    compiler.keep_in(main_checkout() / COMPILED)
     blueprint = Blueprint(partition.resolve(), params.model, params.train, plan, params.seed)
     with claimed(checkpoints_folder("train", params, folder)) as checkpoints:
         with hire(blueprint) as workers:

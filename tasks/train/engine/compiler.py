@@ -11,9 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_structure, tree_unflatten
 
@@ -26,16 +24,6 @@ def keep_in(folder: Path) -> None:
     Where the user has named a folder (``TORCHINDUCTOR_CACHE_DIR``), it stays that one.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-
-
-@functools.cache
-def trouble() -> str | None:
-    """Why nothing can be compiled on this machine; None if something was."""
-    try:
-        _compiled(vmap(grad(lambda x: x.square().sum())), *tree_flatten((torch.ones(2, 3),)))
-    except Exception as error:  # whatever it is, the run can do without the compiler
-        return _first_line(error)
-    return None
 
 
 def whole(function: Callable[..., Any], what: str) -> Callable[..., Any]:

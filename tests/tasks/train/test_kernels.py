@@ -91,3 +91,15 @@ def test_single_pixels_of_few_channels_are_not_laid_out_with_the_channels_innerm
     """PyTorch's kernel for every other pixel of 4 channels writes past its memory on processors with AVX2."""
     network = Network(nn.Sequential(nn.Conv2d(channels, channels, 1, stride)))
     assert _takes_channels_last(network, torch.zeros(1, channels, 8, 8)) is takes
+
+
+def test_what_is_compiled_is_kept_where_it_is_told_to(tmp_path, monkeypatch):
+    """For later runs; a folder that the user has named stays the one."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "named"))
+    compiler.keep_in(tmp_path / "kept")
+    compiler.whole(lambda x: (x.sin() + 1,), "a sine")(torch.ones(3))
+    assert any((tmp_path / "named").rglob("*.so")) and not (tmp_path / "kept").exists()
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    compiler.keep_in(tmp_path / "kept")
+    compiler.whole(lambda x: (x.cos() + 2,), "a cosine")(torch.ones(3))
+    assert any((tmp_path / "kept").rglob("*.so"))
