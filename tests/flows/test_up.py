@@ -72,7 +72,8 @@ def test_what_dies_comes_back_with_nothing_lost_and_nothing_is_left_in_the_end(c
     first = Up(checkout, **waiting)
     try:
         # Both pages, and every pipeline with its schedule.
-        assert b"<html" in server.fetched(first.prefect) and b"<html" in server.fetched(first.mlflow)
+        for shown in (first.prefect, first.mlflow):
+        until(lambda shown=shown: b"<html" in server.fetched(shown))
         known = {entry["name"]: entry for entry in call(first.api, "deployments/filter", {})}
         assert set(known) == {"default", "often"}
         assert known["often"]["schedules"][0]["active"]
