@@ -73,7 +73,7 @@ def test_what_dies_comes_back_with_nothing_lost_and_nothing_is_left_in_the_end(c
     try:
         # Both pages, and every pipeline with its schedule.
         for shown in (first.prefect, first.mlflow):
-        until(lambda shown=shown: b"<html" in server.fetched(shown))
+            until(lambda shown=shown: b"<html" in server.fetched(shown))
         known = {entry["name"]: entry for entry in call(first.api, "deployments/filter", {})}
         assert set(known) == {"default", "often"}
         assert known["often"]["schedules"][0]["active"]
@@ -90,7 +90,7 @@ def test_what_dies_comes_back_with_nothing_lost_and_nothing_is_left_in_the_end(c
             first.kill(name)
         for name in ("mlflow", "prefect", "pipelines"):
             first.until(lambda name=name: first.says(f"{name:<9} │ is back"))
-        assert b"<html" in server.fetched(first.mlflow)
+        until(lambda: b"<html" in server.fetched(first.mlflow))
         first.until(lambda: call(first.api, f"flow_runs/{run['id']}")["state_type"] != "RUNNING")
         assert call(first.api, f"flow_runs/{run['id']}")["state_type"] == "COMPLETED"
         assert checkout.ran() == ["partition", "train", "aggregate", "attack", "report"]
