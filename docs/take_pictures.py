@@ -32,6 +32,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 WIDTH, HEIGHT, COLOURS = 1100, 760, 128
 PATIENCE = 600.0
+SWEEP = "privacy-utility"
 EXPERIMENT = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=fedloom"
 
 
@@ -153,6 +154,16 @@ def reconstructions(reader: Reader, page: Page) -> None:
     take(page, "reconstructions")
 
 
+def comparison(reader: Reader, page: Page) -> None:
+    """What the cells of the example sweep cost and what came of them."""
+    reader.run("sweep", SWEEP)
+    page.goto((reader.folder / "reports" / f"{SWEEP}.html").as_uri())
+    page.get_by_role("heading", name="Accuracy against its price").evaluate(
+        "heading => heading.scrollIntoView({behavior: 'instant'})"
+    )
+    take(page, "comparison")
+
+
 def prefect_form(servers: Servers, page: Page) -> None:
     """The form of the audit, where the training is set."""
     page.goto(servers.page(f"deployments/deployment/{servers.deployment('audit')}/run"))
@@ -184,7 +195,7 @@ def mlflow_runs(servers: Servers, page: Page) -> None:
 
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-OF_REPORTS = {"report": report, "reconstructions": reconstructions}
+OF_REPORTS = {"report": report, "reconstructions": reconstructions, "comparison": comparison}
 OF_SERVERS = {"prefect-form": prefect_form, "prefect-run": prefect_run, "mlflow-runs": mlflow_runs}
 ALL = [*OF_REPORTS, *OF_SERVERS]
 
