@@ -74,6 +74,8 @@ def _compiled(function: Callable[..., Any], leaves: list[Tensor], spec: TreeSpec
         into.append(shape)
         return results
 
+    # The tracer tells tensors apart by identity: one that is given twice now may be two the next time.
+    leaves = [leaf.detach() for leaf in leaves]
     table = ON_CPU if all(leaf.device.type == "cpu" for leaf in leaves) else {}
     graph = make_fx(flat, decomposition_table=table)(*leaves)
     kernel = inductor(graph, leaves)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tasks import models, tree
 from tasks.config import Refused
 from tasks.models.architectures import CNN, MLP, Custom, Logistic, ResNet
-from tasks.train.algorithms import FedAvg, Scaffold
+from tasks.train.algorithms import FedAvg, FedCAC, Scaffold
 from tasks.train.engine.batches import order
 from tasks.train.engine.plan import Plan, stacks
 from tasks.train.engine.program import Blueprint, Job, blank
@@ -21,6 +21,7 @@ from tasks.train.engine.workers import RayWorkers
 from tasks.train.memory import ClientMemory
 from tasks.train.schedules import FedBuff
 from tasks.train.settings import TrainSettings
+from tasks.train.topologies.gossip import Gossip
 from tasks.train.uplink import Chain, TopK
 from tasks.train.work import Batches, Setting
 from tests.tasks.train.runs import MODEL, SIZES, federation, run
@@ -109,12 +110,21 @@ def test_stacked_and_looped_clients_agree(tmp_path, model):
         torch.testing.assert_close(stacked[name], looped[name], rtol=1e-3, atol=1e-5)
 
 
-def test_compiled_and_stacked_clients_agree(tmp_path):
-    """To 1e-5 in float32, with a padded prefix and batch, and with memories and codecs in the compiled parts."""
-    data, model = federation(tmp_path / "partition"), MLP(hidden=(8,))
-    train = TrainSettings(rounds=2, cohort=7, algorithm=Scaffold(batch_size=10), uplink=(TopK(density=0.5),))
-    plain = everything(run(data, train, rounds=2, stack=7, model=model))
-    compiled = everything(run(data, train, rounds=2, stack=7, model=model, compile=True))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cohort": 7, "algorithm": Scaffold(batch_size=10), "uplink": (TopK(density=0.5),)},
+        {"cohort": 7, "algorithm": FedAvg(steps=5, batch_size=4), "schedule": FedBuff(restart="immediately")},
+        {"cohort": 8, "algorithm": FedAvg(steps=5, batch_size=4), "topology": Gossip()},
+        {"cohort": 7, "algorithm": FedCAC(epochs=2, batch_size=10, beta=2)},
+    ],
+    ids=["memories and codecs", "models of several ages", "models of their own", "personal models"],
+)
+def test_compiled_and_stacked_clients_agree(tmp_path, changes):
+    """To 1e-5 in float32, with a padded prefix and batch, and whatever the clients start from."""
+    data, model, train = federation(tmp_path / "partition"), MLP(hidden=(8,)), TrainSettings(rounds=4, **changes)
+    plain = everything(run(data, train, rounds=4, stack=7, model=model))
+    compiled = everything(run(data, train, rounds=4, stack=7, model=model, compile=True))
     for name in plain:
         torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-5)
 

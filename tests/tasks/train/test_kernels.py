@@ -78,6 +78,14 @@ def test_what_cannot_be_compiled_runs_as_it_is(capsys):
     assert capsys.readouterr().out.count("this and that cannot be compiled") == 1
 
 
+def test_arguments_that_were_the_same_tensor_once_are_still_two():
+    """As where a client starts from a model that it was sent, and has moved away from by the next step."""
+    program = compiler.whole(lambda a, b: a - 2 * b, "this")
+    x, y = drawn(3), drawn(3) + 1
+    torch.testing.assert_close(program(x, x), -x)
+    torch.testing.assert_close(program(x, y), x - 2 * y)
+
+
 def test_a_program_is_good_for_its_shapes_alone():
     """Other shapes, strides and names get programs of their own."""
     run = compiler.whole(lambda tree: {name: 2 * value.sum(0) for name, value in tree.items()}, "sums")
