@@ -324,7 +324,7 @@ def up(
         chosen = services.plan(main, names, found)
         server.prepare(main)
 
-        here = {"reports", *(service.name for service in chosen.servers)}
+        here = {service.name for service in chosen.servers}
         for name, wanted, got in zip(found._fields, usual, found, strict=True):
             if name in here and got not in (wanted, port, mlflow_port):
                 say("up", f"another program uses port {wanted}: {name} will be on {got}")
@@ -333,6 +333,7 @@ def up(
             say("prefect", chosen.prefect)
             say("mlflow", chosen.mlflow)
             say("pipelines", ", ".join(names))
+            say("reports", server.note(main, "reports"))
             say("up", "ready · Ctrl-C ends it")
 
         for service in chosen.services:

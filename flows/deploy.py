@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from flows import checkout, form, grid, pipelines
 from flows.pipeline import RUNNING, pipeline
 from flows.pipelines import Pipeline, Sweep
-from flows.server import HOST, REPORTS, REPORTS_PORT, next_free
+from flows.server import HOST, REPORTS, REPORTS_PORT, noted
 from flows.sweep import sweep
 from tasks.params import Params
 
@@ -82,7 +82,8 @@ def serve_all(main: Path, chosen: dict[str, Pipeline], sweeps: dict[str, Sweep])
         grid.cells(main, name, pipelines.read(main))
         deployments.append(sweep_deployment(name, entry))
     bury(main)
-    with _reports(main / "reports"):
+    with _reports(main / "reports") as url, noted(main, url, "reports"):
+        print(f"reports: {url}", flush=True)
         # The schedules belong to the deployments, which another process may serve too.
         serve(*deployments, limit=RUNS, pause_on_shutdown=False, print_starting_message=False)
 
@@ -131,17 +132,26 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def _reports(folder: Path) -> Iterator[None]:
-    """Shows the folder of reports, for a browser opens no local file from a link in the Prefect UI.
+def _reports(folder: Path) -> Iterator[str]:
+    """Shows the folder of reports, for a browser opens no local file from a link in the Prefect UI; yields where.
 
     On the port that the environment names or on :data:`REPORTS_PORT` or one above it: links in old runs should last.
     """
     folder.mkdir(exist_ok=True)
-    url = os.environ.setdefault(REPORTS, f"http://{HOST}:{next_free(REPORTS_PORT)}")
-    address = HOST, urlsplit(url).port or REPORTS_PORT
-    server = ThreadingHTTPServer(address, functools.partial(_Quiet, directory=folder))
+    server = _listening(functools.partial(_Quiet, directory=folder))
+    url = os.environ.setdefault(REPORTS, f"http://{HOST}:{server.server_port}")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield
+        yield url
     finally:
         server.shutdown()
+
+
+def _listening(handler: Callable[..., SimpleHTTPRequestHandler]) -> ThreadingHTTPServer:
+    """A server that has its port already: one that was found free may be another program's by the time it is used."""
+    if named := urlsplit(os.environ.get(REPORTS, "")).port:
+        return ThreadingHTTPServer((HOST, named), handler)
+    for port in range(REPORTS_PORT, REPORTS_PORT + 100):
+        with contextlib.suppress(OSError):
+            return ThreadingHTTPServer((HOST, port), handler)
+    return ThreadingHTTPServer((HOST, 0), handler)

@@ -244,12 +244,15 @@ def alone(main: Path) -> Iterator[None]:
         where = note(main, "server").removesuffix("/api") or "still starting"
         found = f"is served already, by `fedloom up` or `fedloom serve` ({where})"
         raise Refused("this checkout", None, found, "Ctrl-C there ends it") from None
-    for name in ("server", "mlflow"):
-        # Left by one that was killed.
-        (main / ".fedloom" / name).unlink(missing_ok=True)
+    notes = [main / ".fedloom" / name for name in ("server", "mlflow", "reports")]
     try:
+        for left in notes:
+            left.unlink(missing_ok=True)
         yield
     finally:
+        # Also those of a service that was killed.
+        for left in notes:
+            left.unlink(missing_ok=True)
         lock.release()
 
 

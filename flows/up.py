@@ -46,11 +46,10 @@ Say = Callable[[str, str], None]
 
 
 class Ports(NamedTuple):
-    """Where the servers listen, and the folder of reports is shown."""
+    """Where the servers listen."""
 
     prefect: int = server.PORT
     mlflow: int = server.MLFLOW_PORT
-    reports: int = server.REPORTS_PORT
 
     @classmethod
     def free(cls, prefect: int | None, mlflow: int | None) -> "Ports":
@@ -59,11 +58,7 @@ class Ports(NamedTuple):
             if port is not None:
                 server.refuse_taken(port, option)
         usual = cls()
-        return cls(
-            prefect or server.next_free(usual.prefect),
-            mlflow or server.next_free(usual.mlflow),
-            server.next_free(usual.reports),
-        )
+        return cls(prefect or server.next_free(usual.prefect), mlflow or server.next_free(usual.mlflow))
 
 
 class Plan(NamedTuple):
@@ -90,14 +85,13 @@ def plan(main: Path, names: Collection[str], ports: Ports) -> Plan:
     if not tracking.remote():
         ui = os.environ.get(tracking.UI) or f"http://{HOST}:{ports.mlflow}"
         servers.append(server.mlflow(main, ports.mlflow))
-    reports = f"http://{HOST}:{ports.reports}"
     runner = Service(
         "pipelines",
         (sys.executable, "-m", "flows.cli", "serve"),
         main,
         # The one says that this process has come so far, the other that the server knows what it serves.
-        lambda: bool(server.fetched(reports)) and _deployed(api, names),
-        {"PREFECT_API_URL": api, tracking.UI: ui, server.REPORTS: reports, "PYTHONUNBUFFERED": "1"},
+        lambda: bool(server.fetched(server.note(main, "reports"))) and _deployed(api, names),
+        {"PREFECT_API_URL": api, tracking.UI: ui, "PYTHONUNBUFFERED": "1"},
         spares=True,
     )
     return Plan(api.removesuffix("/api"), ui, servers, runner)

@@ -53,10 +53,11 @@ def test_a_schedule_fires_and_a_run_can_be_triggered_with_overrides(checkout: Ch
     try:
         found: dict[str, str] = {}
         deadline = time.monotonic() + 60
-        while len(found) < 2 and time.monotonic() < deadline:
+        while not {"default", "often"} <= set(found) and time.monotonic() < deadline:
             time.sleep(0.5)
             found = {entry["name"]: entry["id"] for entry in call(prefect_server, "deployments/filter", {})}
-        assert set(found) == {"default", "often"}
+        # The server is that of all tests: it may know others.
+        assert {"default", "often"} <= set(found)
 
         with pytest.raises(urllib.error.HTTPError) as refused:
             mistyped = {"parameters": {"overrides": {"train": {"ruonds": 3}}}}

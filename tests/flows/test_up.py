@@ -40,7 +40,7 @@ class Up:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        self.until(lambda: self.says("ready"))
+        self.until(lambda: self.says("│ ready"))
 
     def says(self, text: str) -> bool:
         return text in self.output.read_text()
@@ -121,7 +121,7 @@ def test_what_dies_comes_back_with_nothing_lost_and_nothing_is_left_in_the_end(c
             up.end(second.main)
         logs = {path.name: path.read_text() for path in (checkout.folder / ".fedloom" / "logs").iterdir()}
         assert set(logs) == {"prefect.log", "mlflow.log", "pipelines.log"} and all(logs.values())
-        assert not [name for name in ("server", "mlflow") if (checkout.folder / ".fedloom" / name).exists()]
+        assert not [name for name in ("server", "mlflow", "reports") if (checkout.folder / ".fedloom" / name).exists()]
     finally:
         first.process.kill()
         up.end(first.main)
