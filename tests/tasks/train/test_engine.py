@@ -15,12 +15,12 @@ from tasks.config import Refused
 from tasks.models.architectures import CNN, MLP, Custom, Logistic, ResNet
 from tasks.train.algorithms import FedAvg, FedCAC, Scaffold
 from tasks.train.engine.batches import order
-from tasks.train.engine.plan import Plan, stacks
+from tasks.train.engine.plan import COMPILE_STEPS, Plan, Workload, resolve, stacks
 from tasks.train.engine.program import Blueprint, Job, blank
 from tasks.train.engine.workers import RayWorkers
 from tasks.train.memory import ClientMemory
 from tasks.train.schedules import FedBuff
-from tasks.train.settings import TrainSettings
+from tasks.train.settings import Engine, TrainSettings
 from tasks.train.topologies.gossip import Gossip
 from tasks.train.uplink import Chain, TopK
 from tasks.train.work import Batches, Setting
@@ -108,6 +108,20 @@ def test_stacked_and_looped_clients_agree(tmp_path, model):
     stacked = run(data, train, rounds=2, stack=8, model=model).model
     for name in looped:
         torch.testing.assert_close(stacked[name], looped[name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_layout_follows_from_the_size_of_the_run(monkeypatch):
+    """Small models are stacked, large steps are not; long runs are compiled where stacks are of one length."""
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    engine, small = Engine(device="cpu", workers=0), Workload(5_000, 10_000, 16, 4, 50, COMPILE_STEPS // 4)
+    assert resolve(engine, small) == Plan(50, "cpu", 0, compile=True)
+    assert resolve(engine, small._replace(rounds=small.rounds - 1)) == Plan(50, "cpu", 0)
+    assert resolve(engine, small._replace(asynchronous=True)) == Plan(50, "cpu", 0)
+    assert resolve(engine, small._replace(cohort=10_000)).stack == 64
+    assert resolve(engine, small._replace(parameters=1_000_000)).stack == 5
+    assert resolve(engine, small._replace(operations=10_000_000)) == Plan(1, "cpu", 0)
+    wished = Engine(device="cpu", workers=0, compile=True)
+    assert resolve(wished, small._replace(asynchronous=True)) == Plan(50, "cpu", 0, compile=True)
 
 
 @pytest.mark.parametrize(
