@@ -27,7 +27,7 @@ run: install
 	@$(PY) -m flows.cli run $(ARGS)
 
 test: install
-	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

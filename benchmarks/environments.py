@@ -10,7 +10,10 @@ from pathlib import Path
 from benchmarks.workloads import CACHE, ROOT
 from tasks.config import Refused
 
-NETWORKS = ("torch", "numpy", "pydantic", "safetensors", "ruamel.yaml")
+TORCH = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+"""The PyTorch that the tests run with, for all contenders alike."""
+
+NETWORKS = (TORCH, "numpy", "pydantic", "safetensors", "ruamel.yaml")
 """What ``tasks.models`` needs, so that PyTorch's peers train the very same module."""
 
 PROBE = "import sys, ensurepip, venv; print(*sys.version_info[:2])"
@@ -34,18 +37,18 @@ FEDJAX = Peer("fedjax", ("fedjax",), (3, 11), (3, 14))
 def interpreter(peer: Peer, cache: Path = CACHE) -> Path:
     """The Python of the peer's environment.
 
-    The versions in ``constraints.txt`` hold there too, so that all contenders run on the same PyTorch. Raises
-    ``Refused`` where no suitable Python is found, ``subprocess.CalledProcessError`` where pip cannot install the peer.
+    Raises ``Refused`` where no suitable Python is found, ``subprocess.CalledProcessError`` where pip cannot install the
+    peer.
     """
-    home, constraints = cache / peer.name, ROOT / "constraints.txt"
+    home = cache / peer.name
     python, mark = home / "bin" / "python", home / "installed.txt"
-    wanted = "\n".join(peer.packages) + "\n" + constraints.read_text()
+    wanted = "\n".join(peer.packages)
     if not (mark.exists() and mark.read_text() == wanted):
         base = suitable(peer)
         print(f"  installing {', '.join(peer.packages)} into {home}, which takes minutes", flush=True)
         subprocess.run([base, "-m", "venv", "--clear", home], check=True)
         pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-c", constraints, *peer.packages], check=True, cwd=home)
+        subprocess.run([*pip, *peer.packages], check=True, cwd=home)
         mark.write_text(wanted)
     return python
 

@@ -145,6 +145,7 @@ def _reports(folder: Path) -> Iterator[str]:
         yield url
     finally:
         server.shutdown()
+        server.server_close()
 
 
 def _listening(handler: Callable[..., SimpleHTTPRequestHandler]) -> ThreadingHTTPServer:

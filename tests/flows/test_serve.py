@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from flows import pipelines
-from flows.deploy import deployment, schedule
+from flows import pipelines, server
+from flows.deploy import _reports, deployment, schedule
+from flows.server import REPORTS
 from tasks import params
 from tests.flows.conftest import Checkout
 
@@ -124,3 +125,12 @@ def test_a_deployment_says_when_it_starts(when, said):
     text = deployment("some", entry, params.Params()).description
     assert said in text
     assert ("paused" in text) == bool(when and not when.get("active", True))
+
+
+def test_reports_are_shown_on_the_next_port_where_theirs_is_taken(tmp_path, monkeypatch):
+    monkeypatch.delenv(REPORTS, raising=False)
+    with _reports(tmp_path) as first:
+        monkeypatch.delenv(REPORTS)
+        with _reports(tmp_path) as second:
+            assert first != second and server.fetched(first) and server.fetched(second)
+    assert not server.fetched(first)

@@ -42,7 +42,6 @@ def rows(published):
 @pytest.fixture(scope="module")
 def convolution(tmp_path_factory):
     folder = write_run(tmp_path_factory.mktemp("run"), CNN(), SIZES)
-    torch.set_num_threads(1)
     suite = (InvertingGradients(), ReadOut(), LabelRecovery(), Membership(shadows=4, epochs=1))
     return run(folder, CNN(), suite=suite, messages=2)
 

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from tasks.partition.federation import Federation
 from tests.tasks.train.runs import federation
@@ -10,5 +9,4 @@ from tests.tasks.train.runs import federation
 @pytest.fixture
 def data(tmp_path: Path) -> Federation:
     """Eight clients of 1 to 20 samples."""
-    torch.set_num_threads(1)
     return federation(tmp_path / "partition")

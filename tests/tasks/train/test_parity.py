@@ -34,7 +34,6 @@ def grouped(data: Federation, groups: np.ndarray) -> Federation:
 
 @pytest.fixture
 def two_groups(tmp_path: Path) -> Federation:
-    torch.set_num_threads(1)
     data = federation(tmp_path / "partition", classes=2)
     return grouped(data, np.random.default_rng(1).integers(0, 2, sum(SIZES)))
 
