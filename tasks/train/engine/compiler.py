@@ -67,6 +67,7 @@ def _compiled(function: Callable[..., Any], leaves: list[Tensor], spec: TreeSpec
     """``function`` of the tensors that ``spec`` makes its arguments of, for tensors laid out as ``leaves``."""
     from torch._inductor import compile as inductor
 
+    _wrap_integers()
     into: list[TreeSpec] = []
 
     def flat(*tensors: Tensor) -> list[Tensor]:
@@ -81,6 +82,24 @@ def _compiled(function: Callable[..., Any], leaves: list[Tensor], spec: TreeSpec
     kernel = inductor(graph, leaves)
     kernel(*leaves)
     return lambda tensors: tree_unflatten(kernel(*tensors), into[0])
+
+
+@functools.cache
+def _wrap_integers() -> None:
+    """From now on integers in what is compiled for a CPU wrap around, as PyTorch's do.
+
+    Those of C++ do not: a product that is sure to overflow, as when a counter is hashed, is whatever the C++ compiler
+    likes, and draws would differ from those of the same key elsewhere. Inductor has no setting for its flags.
+    """
+    from torch._inductor import cpp_builder
+
+    usual = cpp_builder._get_optimization_cflags
+
+    def flags(*args: Any, **kwargs: Any) -> tuple[list[str], list[str]]:
+        compiling, linking = usual(*args, **kwargs)
+        return [*compiling, "fwrapv"], linking
+
+    cpp_builder._get_optimization_cflags = flags
 
 
 def _plain(function: Callable[..., Any], spec: TreeSpec) -> Callable[[list[Tensor]], Any]:

@@ -7,6 +7,7 @@ from torch.func import functional_call, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
+from tasks import keys
 from tasks.models import Network
 from tasks.train.engine import compiler
 from tasks.train.engine.kernels import ON_CPU
@@ -84,6 +85,16 @@ def test_arguments_that_were_the_same_tensor_once_are_still_two():
     x, y = drawn(3), drawn(3) + 1
     torch.testing.assert_close(program(x, x), -x)
     torch.testing.assert_close(program(x, y), x - 2 * y)
+
+
+@pytest.mark.parametrize("draw", [keys.bits, keys.normal])
+def test_what_is_drawn_in_a_program_is_what_is_drawn_anywhere(draw):
+    """Whatever the number of draws, of which the last few are worked out in another way than the rest."""
+    program = compiler.whole(vmap(lambda key: tuple(draw(key, (count,)) for count in (3, 15, 16, 20))), "this")
+    for key in (5, 2**62):
+        own = torch.arange(key, key + 3)
+        for count, drawn_ in zip((3, 15, 16, 20), program(own), strict=True):
+            torch.testing.assert_close(drawn_, torch.stack([draw(one, (count,)) for one in own]), rtol=1e-4, atol=1e-6)
 
 
 def test_a_program_is_good_for_its_shapes_alone():
