@@ -52,7 +52,7 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def until(condition: Callable[[], Any], seconds: float = 90) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 240) -> Any:
     """What ``condition`` gives, once it holds."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

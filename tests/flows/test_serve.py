@@ -53,7 +53,7 @@ def test_a_schedule_fires_and_a_run_can_be_triggered_with_overrides(checkout: Ch
     process = checkout.start(sys.executable, "-m", "flows.cli", "serve", PREFECT_API_URL=prefect_server)
     try:
         found: dict[str, str] = {}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not {"default", "often"} <= set(found) and time.monotonic() < deadline:
             time.sleep(0.5)
             found = {entry["name"]: entry["id"] for entry in call(prefect_server, "deployments/filter", {})}
@@ -68,7 +68,7 @@ def test_a_schedule_fires_and_a_run_can_be_triggered_with_overrides(checkout: Ch
 
         wanted = {"name": "By Hand", "parameters": {"overrides": {"attack": {"messages": 1}}}}
         call(prefect_server, f"deployments/{found['default']}/create_flow_run", wanted)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         finished: dict[str, list[dict]] = {"default": [], "often": []}
         while not all(finished.values()) and time.monotonic() < deadline:
             time.sleep(0.5)
