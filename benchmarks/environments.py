@@ -5,16 +5,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.workloads import CACHE, ROOT
+from benchmarks.workloads import CACHE
 from tasks.config import Refused
 
-TORCH = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
-"""The PyTorch that the tests run with, for all contenders alike."""
-
-NETWORKS = (TORCH, "numpy", "pydantic", "safetensors", "ruamel.yaml")
-"""What ``tasks.models`` needs, so that PyTorch's peers train the very same module."""
+NETWORKS = (f"torch=={version('torch').partition('+')[0]}", "numpy", "pydantic", "safetensors", "ruamel.yaml")
+"""What ``tasks.models`` needs, so that PyTorch's peers train the very same module, on the PyTorch that is here."""
 
 PROBE = "import sys, ensurepip, venv; print(*sys.version_info[:2])"
 

@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from flows import checkout, form, grid, pipelines
 from flows.pipeline import RUNNING, pipeline
 from flows.pipelines import Pipeline, Sweep
-from flows.server import HOST, REPORTS, REPORTS_PORT, noted
+from flows.server import HOST, REPORTS, REPORTS_PORT, from_on, noted
 from flows.sweep import sweep
 from tasks.params import Params
 
@@ -152,7 +152,7 @@ def _listening(handler: Callable[..., SimpleHTTPRequestHandler]) -> ThreadingHTT
     """A server that has its port already: one that was found free may be another program's by the time it is used."""
     if named := urlsplit(os.environ.get(REPORTS, "")).port:
         return ThreadingHTTPServer((HOST, named), handler)
-    for port in range(REPORTS_PORT, REPORTS_PORT + 100):
+    for port in from_on(REPORTS_PORT):
         with contextlib.suppress(OSError):
             return ThreadingHTTPServer((HOST, port), handler)
     return ThreadingHTTPServer((HOST, 0), handler)

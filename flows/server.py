@@ -165,7 +165,12 @@ def any_port() -> int:
 
 def next_free(port: int) -> int:
     """``port`` or the first one above it that is free: mostly the same one every time, so that links stay good."""
-    return next((candidate for candidate in range(port, min(port + 100, 65536)) if free(candidate)), None) or any_port()
+    return next(filter(free, from_on(port)), None) or any_port()
+
+
+def from_on(port: int) -> range:
+    """``port`` and those above it that are tried in its place."""
+    return range(port, min(port + 100, 65536))
 
 
 def note(main: Path, name: str) -> str:
@@ -244,16 +249,18 @@ def alone(main: Path) -> Iterator[None]:
         where = note(main, "server").removesuffix("/api") or "still starting"
         found = f"is served already, by `fedloom up` or `fedloom serve` ({where})"
         raise Refused("this checkout", None, found, "Ctrl-C there ends it") from None
-    notes = [main / ".fedloom" / name for name in ("server", "mlflow", "reports")]
     try:
-        for left in notes:
-            left.unlink(missing_ok=True)
+        _forget(main)
         yield
     finally:
-        # Also those of a service that was killed.
-        for left in notes:
-            left.unlink(missing_ok=True)
+        _forget(main)
         lock.release()
+
+
+def _forget(main: Path) -> None:
+    """Drops the notes that services have left which were killed."""
+    for name in ("server", "mlflow", "reports"):
+        (main / ".fedloom" / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -294,7 +294,6 @@ def copied(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("copy")
     for name in ("benchmarks", "tasks", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "constraints.txt", folder)
     return folder
 
 

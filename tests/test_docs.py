@@ -135,7 +135,6 @@ def commands(page: Path) -> list[str]:
     return [line[2:] for text in blocks(page, "console") for line in text.splitlines() if line.startswith("$ ")]
 
 
-@pytest.mark.timeout(900)
 def test_the_commands_of_the_readme_work_one_after_another(checkout):
     page = ROOT / "README.md"
     assert commands(page)[0] == "make run"
@@ -268,7 +267,6 @@ def tutorial(checkout) -> Iterator[tuple[Path, list[str]]]:
     pipelines.write_text(before)
 
 
-@pytest.mark.timeout(900)
 def test_what_leaks_and_what_a_defence_costs_is_as_the_tutorial_says(checkout, tutorial):
     plain, noised = ({name: kept(checkout, name, last) for name in ("train", "attack")} for last in (2, 1))
     assert plain["train"]["accuracy"] > 0.8
@@ -278,7 +276,6 @@ def test_what_leaks_and_what_a_defence_costs_is_as_the_tutorial_says(checkout, t
     assert noised["train"]["epsilon"] > 1000
 
 
-@pytest.mark.timeout(900)
 def test_the_pipeline_of_the_tutorial_is_served_scheduled_and_watched(checkout, tutorial, monkeypatch):
     pipelines, typed = tutorial
     audit, often, nightly = blocks(ROOT / "docs" / "tutorial.md", "yaml")

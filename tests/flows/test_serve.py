@@ -15,7 +15,7 @@ from flows import pipelines, server
 from flows.deploy import _reports, deployment, schedule
 from flows.server import REPORTS
 from tasks import params
-from tests.flows.conftest import Checkout
+from tests.flows.conftest import Checkout, until
 
 EVERY_TWO_SECONDS = """
 pipelines:
@@ -52,13 +52,11 @@ def test_a_schedule_fires_and_a_run_can_be_triggered_with_overrides(checkout: Ch
     (checkout.folder / "pipelines.yaml").write_text(EVERY_TWO_SECONDS)
     process = checkout.start(sys.executable, "-m", "flows.cli", "serve", PREFECT_API_URL=prefect_server)
     try:
-        found: dict[str, str] = {}
-        deadline = time.monotonic() + 180
-        while not {"default", "often"} <= set(found) and time.monotonic() < deadline:
-            time.sleep(0.5)
-            found = {entry["name"]: entry["id"] for entry in call(prefect_server, "deployments/filter", {})}
         # The server is that of all tests: it may know others.
-        assert {"default", "often"} <= set(found)
+        wanted = {"deployments": {"name": {"any_": ["default", "often"]}}}
+        served = until(lambda: len(each := call(prefect_server, "deployments/filter", wanted)) == 2 and each)
+        found = {entry["name"]: entry["id"] for entry in served}
+        assert set(found) == {"default", "often"}
 
         with pytest.raises(urllib.error.HTTPError) as refused:
             mistyped = {"parameters": {"overrides": {"train": {"ruonds": 3}}}}
