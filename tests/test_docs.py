@@ -80,7 +80,9 @@ class Checkout:
                 shutil.copy(ROOT / name, folder / name)
         document = YAML(typ="safe").load(folder / "params.yaml")
         YAML().dump(merge(document, SMALL) | {"attack": SMALL["attack"]}, folder / "params.yaml")
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("DVC")} | {
+        # What `make test ARGS=...` was told is not for the commands of a reader.
+        strange = ("DVC", "MAKE", "MFLAGS")
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(strange)} | {
             "PATH": f"{VENV}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(folder),
             "PREFECT_API_URL": url,
