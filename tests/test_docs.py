@@ -81,7 +81,7 @@ class Checkout:
         document = YAML(typ="safe").load(folder / "params.yaml")
         YAML().dump(merge(document, SMALL) | {"attack": SMALL["attack"]}, folder / "params.yaml")
         # What `make test ARGS=...` was told is not for the commands of a reader.
-        strange = ("DVC", "MAKE", "MFLAGS")
+        strange = ("DVC", "MAKE", "MFLAGS", "ARGS")
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(strange)} | {
             "PATH": f"{VENV}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(folder),
