@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ARGS ?=
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -12,11 +13,12 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install run test lint doctor up dvc clean
+.PHONY: help install run test test-all lint doctor up dvc clean
 
 help:
 	@echo "make run      install, run the default pipeline, say where the report is"
 	@echo "make test     install, run the tests (ARGS='tests/flows -k cancel' for some of them)"
+	@echo "make test-all those too that take minutes each: stories of the docs, a team's servers, races with peers"
 	@echo "make up       the Prefect UI, the MLflow UI and the pipelines   http://127.0.0.1:4200 and :5000"
 	@echo "make dvc      experiments, metrics and plots, as DVC has them"
 	@echo "make doctor   check this machine, and say how to mend what is missing"
@@ -27,7 +29,10 @@ run: install
 	@$(PY) -m flows.cli run $(ARGS)
 
 test: install
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: install
+	@$(PYTEST) $(ARGS)
 
 lint: install
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

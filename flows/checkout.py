@@ -174,7 +174,7 @@ def worktree(main: Path, name: str, changes: dict[str, Any], say: Say) -> Iterat
             yield folder
             with _one_in_git(main):
                 # The metrics are no outputs in DVC's cache: where git does not know them yet, they must be named.
-                run(dvc("exp", "save", "--name", name, "--include-untracked", "metrics", "--", *_made(folder)), folder)
+                run(dvc("exp", "save", "--name", name, "--include-untracked", "metrics", *_made(folder)), folder)
             say(f"kept as experiment {name}: `dvc exp show`, `dvc exp apply {name}`")
         finally:
             _remove(main, folder)
@@ -189,9 +189,13 @@ def sweep(main: Path) -> None:
 
 
 def _made(folder: Path) -> list[str]:
-    """The stages whose outputs are there. DVC would miss those of the others, which the run did not want."""
+    """The stages whose outputs are there, where DVC must be told: it would miss those that the run did not want.
+
+    Told nothing it takes all of them at once, in half of the time.
+    """
     stages = _read(folder / "dvc.yaml")["stages"]
-    return [name for name, stage in stages.items() if all((folder / out).exists() for out in stage["outs"])]
+    made = [name for name, stage in stages.items() if all((folder / out).exists() for out in stage["outs"])]
+    return ["--", *made] if len(made) < len(stages) else []
 
 
 def experiment_exists(main: Path, name: str) -> bool:
@@ -247,6 +251,7 @@ def publish_report(main: Path, folder: Path, name: str) -> Path | None:
 
 def _carry(main: Path, folder: Path, say: Say) -> None:
     """Brings into a worktree what git does not: the cache, uncommitted edits and the data."""
+    from dvc.config import Config
     from dvc.repo import Repo
 
     with Repo(str(main)) as repo:
@@ -254,7 +259,8 @@ def _carry(main: Path, folder: Path, say: Say) -> None:
     local = main / ".dvc" / "config.local"
     if local.exists():
         shutil.copyfile(local, folder / ".dvc" / "config.local")
-    run(dvc("cache", "dir", "--local", cache), folder)
+    with Config(str(folder / ".dvc")).edit("local") as settings:
+        settings["cache"]["dir"] = cache
     edits = git("stash", "create", folder=main)
     if edits:
         say("this run includes the edits that are not committed yet")

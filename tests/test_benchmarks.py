@@ -55,6 +55,7 @@ def trained(job: Job, folder: Path, rounds: int, changes: dict | None = None) ->
         return coordinator.model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "shape"), [(MODEL, (4,)), (CNN(width=3), (1, 8, 8))], ids=["mlp", "cnn"])
 def test_the_plain_loop_on_fedlooms_batches_trains_fedlooms_model(tmp_path, model, shape):
     """So start, cohorts, loss, steps, ragged batches and weights are the same, and only the order of batches is not."""
@@ -307,6 +308,7 @@ def command(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_command_measures_contenders_that_reach_the_same_model_and_writes_the_page(copied):
     said = command(copied, "speed", "--workloads", "a", "--contenders", "plain-1,fedloom", "--rounds", "1")
     rows = re.findall(r"^\| (plain loop, 1 thread|Fedloom, workers: 0) \|(.*)\|$", said, re.MULTILINE)

@@ -45,6 +45,7 @@ SMALL = {
 
 ELSEWHERE = {
     "make install": "Makefile",
+    "make test-all": "Makefile",
     "make up": "tests/flows/test_up.py",
     "fedloom up": "tests/flows/test_up.py",
     "fedloom serve": "tests/flows/test_serve.py",
@@ -225,12 +226,14 @@ def test_the_page_on_adding_a_method_can_be_followed_to_the_letter(checkout):
     assert metrics["bytes_up"] == 2 * 10 * 4 * (metrics["parameters"] + 1)
 
 
+@pytest.mark.slow
 def test_the_page_on_adding_an_attack_can_be_followed_to_the_letter(checkout):
     follow(checkout, ROOT / "docs" / "add-an-attack.md", "tasks/attack/attacks", "Method", "DistinctLabels")
     assert "one of them gets another" in checkout.run("fedloom show distinct_labels")
     assert 0 < kept(checkout, "attack")["attacks"]["distinct_labels"]["none"]["label_accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_the_page_on_ones_own_model_can_be_followed_to_the_letter(checkout):
     page = ROOT / "docs" / "own-model.md"
     ((path, text),) = files(page).items()
@@ -269,6 +272,7 @@ def tutorial(checkout) -> Iterator[tuple[Path, list[str]]]:
     pipelines.write_text(before)
 
 
+@pytest.mark.slow
 def test_what_leaks_and_what_a_defence_costs_is_as_the_tutorial_says(checkout, tutorial):
     plain, noised = ({name: kept(checkout, name, last) for name in ("train", "attack")} for last in (2, 1))
     assert plain["train"]["accuracy"] > 0.8
@@ -278,6 +282,7 @@ def test_what_leaks_and_what_a_defence_costs_is_as_the_tutorial_says(checkout, t
     assert noised["train"]["epsilon"] > 1000
 
 
+@pytest.mark.slow
 def test_the_pipeline_of_the_tutorial_is_served_scheduled_and_watched(checkout, tutorial, monkeypatch):
     pipelines, typed = tutorial
     audit, often, nightly = blocks(ROOT / "docs" / "tutorial.md", "yaml")

@@ -15,6 +15,8 @@ from tasks.artifacts import read_json
 from tasks.tracking import flatten
 from tests.flows.conftest import ROOT, Checkout, git
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "drift.md").read_text()
 ALL = ["partition", "train", "aggregate"]
 """The stages that make a difference here: to be quick, those after them are left out, and the limit on an attack."""

@@ -24,6 +24,8 @@ psycopg2 = pytest.importorskip("psycopg2", reason="needs the extra `team`")
 boto3 = pytest.importorskip("boto3", reason="needs the extra `team`")
 pytest.importorskip("moto.server", reason="needs moto, an object store for tests")
 
+pytestmark = pytest.mark.slow
+
 PAGE = ROOT / "docs" / "team.md"
 BUCKET, PASSWORD, KEY = "fedloom", "hush", "team"
 REGION = "us-east-1"

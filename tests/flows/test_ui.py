@@ -217,7 +217,7 @@ def test_a_failed_run_tells_a_webhook(small, prefect_server):
 def test_schedules_that_collide_queue(checkout, prefect_server):
     checkout.edit("params.yaml", "lr: 0.5", "lr: 0.25")
     checkout.environment["FEDLOOM_TEST_WAIT"] = "train=2"
-    every = "schedule: {interval: 5}"
+    every = "schedule: {interval: 10}"
     with served(checkout, prefect_server, f"pipelines:\n  left: {{{every}}}\n  right: {{{every}}}\n") as found:
 
         def ended(name: str) -> list[dict]:
