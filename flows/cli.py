@@ -563,7 +563,7 @@ def _fields(method: type[Config]) -> Table:
     properties = method.model_json_schema()["properties"]
     for name, field in method.model_fields.items():
         if name != "name":
-            cells = default(field), allowed(properties[name]), properties[name].get("description", "")
+            cells = default(field), allowed(properties[name]), field.description or ""
             table.add_row(name, *(escape(cell.replace("`", "")) for cell in cells))
     return table
 

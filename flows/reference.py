@@ -125,7 +125,7 @@ def _table(cls: type[BaseModel]) -> str:
     """The fields of ``cls`` but its name; nothing where there are none."""
     properties = cls.model_json_schema()["properties"]
     rows = [
-        [f"`{name}`", default(field), allowed(properties[name]), properties[name].get("description") or _summary(field)]
+        [f"`{name}`", default(field), allowed(properties[name]), field.description or _summary(field)]
         for name, field in cls.model_fields.items()
         if name != "name"
     ]
