@@ -30,8 +30,8 @@ def build(model: Model, shape: tuple[int, ...], classes: int, seed: int) -> Netw
         if model.start.whole:
             trains = model.adapter.fit(module)
             return Network(module, trains, load(model.start, module, recipe, tuple(shape), None))
-        keeps = None if isinstance(model.start, Fresh) else head(module)
-        loaded = load(model.start, module, recipe, tuple(shape), keeps)
+        anew = None if isinstance(model.start, Fresh) else head(module)
+        loaded = load(model.start, module, recipe, tuple(shape), anew)
         return Network(module, model.adapter.fit(module), loaded)
 
 

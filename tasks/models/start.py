@@ -155,7 +155,11 @@ Start = one_of(Fresh, File, Champion, Pretrained)
 
 
 def load(start: Start, module: nn.Module, recipe: str, shape: tuple[int, ...], head: str | None) -> str | None:
-    """Puts the weights of ``start`` into ``module``; the layer ``head`` keeps its fresh ones.
+    """Puts the weights of ``start`` into ``module``, and zeros into its layer ``head``, which is for other classes.
+
+    A head that is drawn at random reads features that it knows nothing of: where these have much in common, as after
+    a shift of the inputs, their common part drowns the classes, and tens of rounds go by at chance. Zeros as in
+    Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.2.
 
     Returns the SHA-256 of what was loaded, None where nothing was.
     """
@@ -168,7 +172,7 @@ def load(start: Start, module: nn.Module, recipe: str, shape: tuple[int, ...], h
         if name not in new and (name not in found or found[name].shape != value.shape):
             allowed = f"has no {name} of shape {tuple(value.shape)}"
             raise Refused(FIELD, start.name, allowed, "Use the same model for both")
-    kept = {name: value if name in new else found[name] for name, value in before.items()}
+    kept = {name: torch.zeros_like(value) if name in new else found[name] for name, value in before.items()}
     # What are no parameters are constants of the network, which a released model leaves out.
     module.load_state_dict(kept, strict=False)
     digest = hashlib.sha256()
