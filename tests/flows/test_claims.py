@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,9 @@ from flows.claims import Claim, Estimate, Inequality, Replication
 from flows.measures import Budget, Final, Leakage, Number, Outputs, Reach
 from tasks.artifacts import write_json, write_lines
 from tasks.config import Refused
+from tasks.partition.federation import Federation
+from tasks.partition.stage import partition
+from tasks.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
 SLUGS = claims.slugs(ROOT)
@@ -252,3 +256,17 @@ def test_every_replication_of_the_house_can_be_run(slug):
     assert len(found.seeds) >= 3
     for arm in found.arms:
         assert cells.settings(slug, found, arm, found.seeds[0]).seed == found.seeds[0]
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_the_data_of_every_replication_are_enough_for_its_clients(slug, tmp_path):
+    found = claims.load(ROOT, slug)
+    if refused := cells.lacking(ROOT, slug, found):
+        pytest.skip(str(refused))
+    arms = (cells.settings(slug, found, arm, found.seeds[0]) for arm in found.arms)
+    # What clients are made of, before anything is refined, which may take minutes.
+    divided = {one.partition.model_copy(update={"refine": ()}): one for one in arms}
+    for number, (section, one) in enumerate(divided.items()):
+        place = tmp_path / str(number) / "artifacts"
+        partition(one.model_copy(update={"partition": section}), place, Tracker("partition"))
+        assert np.diff(Federation.open(place / "partition").offsets).min() >= section.min_size
