@@ -217,6 +217,7 @@ def kept(checkout: Checkout, stage: str, last: int = 1) -> dict[str, Any]:
     return json.loads(git(checkout.folder, "show", f"{name}:metrics/{stage}.json"))
 
 
+@pytest.mark.slow
 def test_the_page_on_adding_a_method_can_be_followed_to_the_letter(checkout):
     follow(checkout, ROOT / "docs" / "add-a-method.md", "tasks/train/algorithms", "Algorithm", "FedNova")
     assert "takes more local steps does not count for more" in checkout.run("fedloom show fednova")
