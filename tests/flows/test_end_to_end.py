@@ -99,16 +99,16 @@ def test_a_sweep_compares_what_its_runs_measured(run):
     text = """
 pipelines: {default: {}}
 sweeps:
-  s:
+  lengths:
     list: [{name: short, overrides: {train: {rounds: 1}}}, {name: long}]
     grid: {attack.messages: [2]}
     resources: {parallel: 2}
 """
     (checkout.folder / "pipelines.yaml").write_text(text)
-    said = checkout.fedloom("sweep", "s")
-    page = (checkout.folder / "reports" / "s.html").read_text()
+    said = checkout.fedloom("sweep", "lengths")
+    page = (checkout.folder / "reports" / "lengths.html").read_text()
     client = mlflow.MlflowClient(f"sqlite:///{checkout.folder}/mlflow.db")
-    found = client.search_runs(["1"], "tags.`fedloom.sweep` = 's'")
+    found = client.search_runs(["1"], "tags.`fedloom.sweep` = 'lengths'")
     assert len({run.data.tags["fedloom.run"] for run in found}) == 2
     (_, *rows) = (line.split() for line in said.splitlines() if line.startswith(("cell ", "1 ", "2 ")))
     assert [row[1:4] for row in rows] == [[case, "2", "finished"] for case in ("short", "long")]

@@ -6,6 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -37,6 +38,12 @@ def call(url: str, path: str, body: dict | None = None) -> Any:
                 raise
             time.sleep(patience)
     raise AssertionError
+
+
+def pause(url: str, deployments: Iterable[str]) -> None:
+    """Ends the schedules, which outlive who serves them: for the rest of the tests the server would plan run after run."""
+    for identity in deployments:
+        call(url, f"deployments/{identity}/pause_deployment", {})
 
 
 def runs(url: str, deployment_id: str, *states: str) -> list[dict]:
@@ -75,6 +82,7 @@ def test_a_schedule_fires_and_a_run_can_be_triggered_with_overrides(checkout: Ch
             assert not failed, failed[0]["state"]["message"]
         assert finished["often"] and finished["often"][0]["auto_scheduled"]
         assert finished["default"]
+        pause(prefect_server, found.values())
     finally:
         process.send_signal(signal.SIGTERM)
         print(process.communicate(timeout=60)[0])

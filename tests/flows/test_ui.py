@@ -19,7 +19,7 @@ from flows.overrides import merge
 from flows.server import HOST
 from tests.flows.conftest import Checkout, project, until
 from tests.flows.test_end_to_end import SMALL
-from tests.flows.test_serve import call
+from tests.flows.test_serve import call, pause
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -228,6 +228,7 @@ def test_schedules_that_collide_queue(checkout, prefect_server):
             return call(prefect_server, "flow_runs/filter", wanted)
 
         until(lambda: ended("left") and ended("right"), 120)
+        pause(prefect_server, (found["left"], found["right"]))
         runs = ended("left") + ended("right")
     assert {run["state"]["type"] for run in runs} == {"COMPLETED"}
     assert all(run["name"].startswith(("left-", "right-")) for run in runs)
