@@ -41,7 +41,7 @@ def call(url: str, path: str, body: dict | None = None) -> Any:
 
 
 def pause(url: str, deployments: Iterable[str]) -> None:
-    """Ends the schedules, which outlive who serves them: for the rest of the tests the server would plan run after run."""
+    """Ends the schedules, which outlive who serves them: the server would plan run after run for the other tests."""
     for identity in deployments:
         call(url, f"deployments/{identity}/pause_deployment", {})
 
