@@ -174,7 +174,7 @@ def worktree(main: Path, name: str, changes: dict[str, Any], say: Say) -> Iterat
             yield folder
             with _one_in_git(main):
                 # The metrics are no outputs in DVC's cache: where git does not know them yet, they must be named.
-                run(dvc("exp", "save", "--name", name, "--include-untracked", "metrics", *_made(folder)), folder)
+                run(dvc("exp", "save", "--name", name, "--include-untracked", "metrics", *_targets(folder)), folder)
             say(f"kept as experiment {name}: `dvc exp show`, `dvc exp apply {name}`")
         finally:
             _remove(main, folder)
@@ -188,10 +188,10 @@ def sweep(main: Path) -> None:
             _remove(main, folder)
 
 
-def _made(folder: Path) -> list[str]:
-    """The stages whose outputs are there, where DVC must be told: it would miss those that the run did not want.
+def _targets(folder: Path) -> list[str]:
+    """The arguments that name the stages to save: those with outputs, where others were not wanted, which DVC would miss.
 
-    Told nothing it takes all of them at once, in half of the time.
+    Nothing where all have theirs: DVC saves them at once then, in half of the time.
     """
     stages = _read(folder / "dvc.yaml")["stages"]
     made = [name for name, stage in stages.items() if all((folder / out).exists() for out in stage["outs"])]
