@@ -189,7 +189,7 @@ def sweep(main: Path) -> None:
 
 
 def _targets(folder: Path) -> list[str]:
-    """The arguments that name the stages to save: those with outputs, where others were not wanted, which DVC would miss.
+    """The arguments that name the stages to save: those with outputs, where DVC would miss others that nobody wanted.
 
     Nothing where all have theirs: DVC saves them at once then, in half of the time.
     """
