@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import Library
-from torch.nn import functional as F
 
 aten = torch.ops.aten
 _LIBRARY = Library("fedloom", "FRAGMENT")
@@ -28,6 +27,7 @@ def _adopt(name: str) -> Any:
 
 
 _pool, _pool_backward = _adopt("max_pool2d_with_indices"), _adopt("max_pool2d_with_indices_backward")
+_pad, _clone = _adopt("constant_pad_nd"), _adopt("clone")
 
 
 def _innermost(x: Tensor) -> Tensor:
@@ -57,20 +57,25 @@ def _convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """A sum over the taps of a kernel, where a group has so few that a matrix product for each has nothing to do."""
+    """A sum over the taps of a kernel, where a group has so few that a matrix product for each has nothing to do.
+
+    Edges and taps are laid out beforehand, by operations that Inductor leaves alone: it would look for them again at
+    every product.
+    """
     plain = x.dim() == 4 and not transposed and {*stride, *dilation} == {1}
     if not plain or groups == 1 or weight[0].numel() > TAPS:
         return NotImplemented
     outputs, channels, high, wide = weight.shape
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[-1], padding[-1], padding[0], padding[0]))
+    x = _pad(x.permute(0, 2, 3, 1), [0, 0, padding[-1], padding[-1], padding[0], padding[0]])
     x = x.reshape(*x.shape[:3], groups, channels, 1)
-    weight = weight.reshape(groups, outputs // groups, channels, high, wide)
+    weight = weight.reshape(groups, outputs // groups, channels, high, wide).permute(2, 3, 4, 0, 1)
+    weight = _clone(weight, memory_format=torch.contiguous_format)
     height, width = x.shape[1] - high + 1, x.shape[2] - wide + 1
     total = torch.zeros((), dtype=x.dtype) if bias is None else bias.reshape(groups, -1)
     for c in range(channels):
         for i in range(high):
             for j in range(wide):
-                total = total + x[:, i : i + height, j : j + width, :, c] * weight[:, :, c, i, j]
+                total = total + x[:, i : i + height, j : j + width, :, c] * weight[c, i, j]
     return total.flatten(3).permute(0, 3, 1, 2)
 
 
