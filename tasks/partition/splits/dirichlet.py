@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from tasks.partition.splits.division import Division
+from tasks.partition.splits.division import Division, shared_out
 
 
 class Dirichlet(Division):
@@ -26,8 +26,5 @@ class Dirichlet(Division):
         owner = np.empty(len(y), np.int64)
         for label in np.unique(y):
             members = rng.permutation(np.flatnonzero(y == label))
-            ends = np.cumsum(rng.dirichlet(np.full(clients, self.alpha)))
-            quantile = (np.arange(len(members)) + 0.5) / len(members)
-            # Rounding may leave the last end a little below 1.
-            owner[members] = np.minimum(np.searchsorted(ends, quantile, side="right"), clients - 1)
+            owner[members] = shared_out(len(members), rng.dirichlet(np.full(clients, self.alpha)))
         return owner

@@ -36,3 +36,10 @@ def by_label(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def dealt(clients: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """The owners of ``count`` samples dealt to ``clients`` in turn, starting anywhere: int64 ``[count]``."""
     return np.resize(rng.permutation(clients), count) if count else np.empty(0, np.int64)
+
+
+def shared_out(count: int, portions: np.ndarray) -> np.ndarray:
+    """The owners of ``count`` samples in a row, by the ``portions`` ``[clients]`` of each: int64 ``[count]``."""
+    ends = np.cumsum(portions)
+    quantile = (np.arange(count) + 0.5) / count
+    return np.searchsorted(ends / ends[-1], quantile, side="right")

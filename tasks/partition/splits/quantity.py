@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from tasks.partition.splits.division import Division
+from tasks.partition.splits.division import Division, shared_out
 
 
 class Quantity(Division):
@@ -22,7 +22,5 @@ class Quantity(Division):
     def assign(
         self, y: np.ndarray, columns: dict[str, np.ndarray], clients: int, rng: np.random.Generator
     ) -> np.ndarray:
-        ends = np.cumsum(np.arange(1, clients + 1, dtype=np.float64) ** -self.exponent)
-        quantile = (np.arange(len(y)) + 0.5) / len(y)
-        rank = np.searchsorted(ends / ends[-1], quantile, side="right")
+        rank = shared_out(len(y), np.arange(1, clients + 1, dtype=np.float64) ** -self.exponent)
         return rng.permutation(rng.permutation(clients)[rank])

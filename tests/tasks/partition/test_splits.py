@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 from tasks.config import Refused
 from tasks.keys import generator
 from tasks.partition.index import filled, indexed
-from tasks.partition.splits import Classes, Column, Dirichlet, Division, Groups, Iid, Quantity, Sensitive, Shards
+from tasks.partition.splits import (
+    Classes,
+    Column,
+    Dirichlet,
+    Division,
+    DualDirichlet,
+    Groups,
+    Iid,
+    Quantity,
+    Sensitive,
+    Shards,
+)
 
 
 def labels(samples: int, classes: int, seed: int = 0) -> np.ndarray:
@@ -26,6 +37,7 @@ def table(owner: np.ndarray, y: np.ndarray) -> np.ndarray:
 divisions = st.one_of(
     st.just(Iid()),
     st.floats(1e-3, 1e6).map(lambda alpha: Dirichlet(alpha=alpha)),
+    st.tuples(st.floats(1e-2, 1e6), st.floats(1e-2, 1e6)).map(lambda a: DualDirichlet(alpha=a[0], size_alpha=a[1])),
     st.integers(1, 3).map(lambda n: Shards(shards_per_client=n)),
     st.integers(1, 4).map(lambda n: Classes(classes_per_client=n)),
     st.floats(0, 1).map(lambda s: Groups(groups=((0, 1), (1, 2)), shared=s)),
@@ -100,7 +112,7 @@ def test_the_minimum_is_met_by_the_fewest_moves_from_the_largest(owner, smallest
 
 def test_the_same_key_gives_the_same_split_and_another_key_another():
     y = labels(500, 10)
-    for division in (Iid(), Dirichlet(), Shards(), Classes(), Quantity()):
+    for division in (Iid(), Dirichlet(), DualDirichlet(), Shards(), Classes(), Quantity()):
         draws = [division.assign(y, {}, 20, generator(seed, "split")) for seed in (1, 1, 2)]
         assert np.array_equal(draws[0], draws[1])
         assert not np.array_equal(draws[0], draws[2])
@@ -130,6 +142,28 @@ def test_dirichlet_becomes_equal_shares_as_alpha_grows_and_one_owner_a_class_as_
     assert abs(equal - 100).max() <= 2
     single = table(Dirichlet(alpha=1e-3).assign(y, {}, 10, generator(3)), y)
     assert (single.max(0) >= 990).mean() >= 0.9
+
+
+def test_dual_dirichlet_has_one_knob_for_sizes_and_one_for_classes():
+    y = np.repeat(np.arange(4), [1000, 2000, 3000, 4000])
+    even = table(DualDirichlet(alpha=1e6, size_alpha=1e6).assign(y, {}, 10, generator(0)), y)
+    assert (np.abs(even - np.array([100, 200, 300, 400])) <= 0.02 * even).all()
+    # Sizes alone: everyone has the mix of all data, and shares have the moments of Dir(1) over 10 clients.
+    owners = [DualDirichlet(alpha=1e6, size_alpha=1.0).assign(y, {}, 10, generator(seed)) for seed in range(200)]
+    shares = np.array([np.bincount(owner, minlength=10) for owner in owners]) / len(y)
+    assert shares.var() == pytest.approx(0.1 * 0.9 / 11, rel=0.1)
+    counts = table(owners[0], y)
+    assert (np.abs(counts - counts.sum(1, keepdims=True) * [0.1, 0.2, 0.3, 0.4]) <= 0.02 * counts + 1).all()
+    # Classes alone: the less concentrated, the more of a client's data are of its largest class.
+    purity = [_purity(DualDirichlet(alpha=alpha, size_alpha=1e6), y) for alpha in (0.01, 0.5, 100.0)]
+    assert purity[0] > 0.95 and purity[0] > purity[1] + 0.1 and purity[1] > purity[2] + 0.1 and purity[2] < 0.5
+
+
+def _purity(division: Division, y: np.ndarray) -> float:
+    """The mean share of the largest class among the clients that have anything."""
+    counts = table(division.assign(y, {}, 50, generator(0)), y)
+    held = counts[counts.sum(1) > 0]
+    return float((held.max(1) / held.sum(1)).mean())
 
 
 def test_two_shards_a_client_are_two_stretches_of_the_sorted_labels():
