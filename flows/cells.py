@@ -103,10 +103,17 @@ def settings(slug: str, replication: Replication, arm: str, seed: int) -> params
 
 def about(replication: Replication, todo: Sequence[Cell]) -> list[str]:
     """The methods that the claims are about, as places and names: those that are named, or else those that the arm
-    `method` uses and the arm `baseline` does not, whatever they are attacked with."""
+    `method` uses and the arm `baseline` does not, whatever they are attacked with.
+
+    Raises ``Refused`` where there are none: the page on methods would not know of the replication.
+    """
     used = {cell.arm: list(dict.fromkeys(_used(cell.settings, ""))) for cell in todo}
     new = [method for method in used["method"] if method not in used["baseline"]]
-    return list(replication.about) or [method for method in new if not method.startswith("attack.")]
+    found = list(replication.about) or [method for method in new if not method.startswith("attack.")]
+    if not found:
+        problem = "arm `method` uses no method that `baseline` does not use too"
+        raise Refused(f"{claims.FOLDER}/{todo[0].slug}.yaml: about", None, problem, "Name what the claims are about")
+    return found
 
 
 def _used(section: Config, prefix: str) -> Iterator[str]:

@@ -28,6 +28,9 @@ NOTHING = 1e-9
 """Bits below which a disparity counts as none: there the constraint is linear, and the solver gets it as such."""
 
 
+SLACK = 1e-5
+"""Bits by which the solver's minimum may be above a bound that it cannot exceed."""
+
 MOST_CLIENTS = 100
 """For more clients no frontier is drawn: it would take longer than the rest of the stage."""
 
@@ -42,12 +45,15 @@ class Disparity(NamedTuple):
     masked: float
 
 
-def assessed(network: Network, model: Tree, federation: Federation, clients: np.ndarray, points: int) -> dict:
-    """The fairness of ``model`` for people and machines to read, for two classes.
+def assessed(
+    network: Network, model: Tree, federation: Federation, clients: np.ndarray, points: int, own: Tree | None = None
+) -> dict:
+    """The fairness of ``model``, or of the clients' ``own`` models, for people and machines to read, for two classes.
 
-    ``points`` limits of either disparity make up the frontier, from none to as much as the labels or the model have.
+    ``own`` are all clients' models, stacked, where the training left each client one. ``points`` limits of either
+    disparity make up the frontier, from none to as much as the labels or the model have.
     """
-    counts = contingency(network, model, federation, clients)
+    counts = contingency(network, model, federation, clients, own)
     said, labels, n = counts.sum(2), counts.sum(3), counts.sum()
     found, accuracy = decompose(said), float(np.trace(counts.sum((0, 1))) / n)
     rates = said[:, :, 1].sum(0) / np.maximum(said.sum((0, 2)), 1)
@@ -60,6 +66,7 @@ def assessed(network: Network, model: Tree, federation: Federation, clients: np.
     return {
         "attribute": federation.meta.groups.name,
         "groups": federation.meta.groups.values,
+        "predictions": "own" if own else "released",
         "clients": clients.tolist(),
         "samples": int(n),
         "counts": counts.tolist(),
@@ -89,20 +96,25 @@ def _frontier(frontier: "Frontier", labels: Disparity, found: Disparity, points:
     return {"total": axes[0].tolist(), "local": axes[1].tolist(), "accuracy": best, "best": own}
 
 
-def contingency(network: Network, model: Tree, federation: Federation, clients: np.ndarray) -> np.ndarray:
+def contingency(
+    network: Network, model: Tree, federation: Federation, clients: np.ndarray, own: Tree | None = None
+) -> np.ndarray:
     """How often each client has which group, label and prediction: int64 ``[clients, groups, classes, classes]``.
+
+    Predictions are those of ``model``, or of each client's slice of ``own``.
 
     These are the counts that a client would send after an evaluation on all its measured samples.
     """
     groups, classes = len(federation.meta.groups.values), federation.meta.classes
     counts = np.zeros((len(clients), groups, classes, classes), np.int64)
     for row, client in enumerate(clients):
+        predicts = {name: value[int(client)] for name, value in own.items()} if own else model
         mine = np.array(federation.indices[federation.offsets[client] : federation.offsets[client + 1]])
         mine = mine[federation.measured(mine)]
         for first in range(0, len(mine), 8192):
             positions = mine[first : first + 8192]
             with torch.no_grad():
-                predicted = network.apply(model, torch.from_numpy(federation.x[positions])).argmax(1).numpy()
+                predicted = network.apply(predicts, torch.from_numpy(federation.x[positions])).argmax(1).numpy()
             np.add.at(counts[row], (federation.groups[positions], federation.y[positions], predicted), 1)
     return counts
 
@@ -120,7 +132,10 @@ def decompose(counts: np.ndarray) -> Disparity:
     p = counts / counts.sum()
     total = information(p.sum(0))
     local = float(sum(client.sum() * information(client) for client in p if client.sum()))
-    unique = min(_unique(p), total, local)
+    unique = _unique(p)
+    if unique > min(total, local) + SLACK:
+        raise ArithmeticError(f"the solver stopped short: {unique} bits are unique of {total} global and {local} local")
+    unique = min(unique, total, local)
     return Disparity(total, local, unique, total - unique, local - unique)
 
 

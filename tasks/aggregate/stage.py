@@ -43,7 +43,7 @@ def aggregate(params: "Params", artifacts: Path, tracker: "Tracker") -> None:
     fairness = None
     if federation.meta.groups and federation.meta.classes == 2:
         clients = chosen(federation.clients, settings.evaluate.clients, params.seed)
-        fairness = assessed(network, released, federation, clients, settings.evaluate.frontier)
+        fairness = assessed(network, released, federation, clients, settings.evaluate.frontier, personal)
     numbers = headline(evaluation, fairness)
     with publish(artifacts / "aggregate") as folder:
         write_tree(folder / "model.safetensors", released)

@@ -15,6 +15,7 @@ from tasks.artifacts import read_tree, sha256, write_tree
 from tasks.config import Config, Refused, one_of
 from tasks.partition.datasets import Dataset
 from tasks.partition.datasets.bundled import Digits
+from tasks.partition.samples import Source
 from tasks.tree import Tree
 
 FIELD = "params.yaml: model.start"
@@ -26,6 +27,10 @@ class Beginning(Config):
     @property
     def whole(self) -> bool:
         """Whether the weights are those of the whole network, its last layer and what an adapter adds included."""
+        return False
+
+    def reads(self, dataset: Source) -> bool:
+        """Whether a sample that the weights follow from may be one of ``dataset``."""
         return False
 
     def weights(self, module: nn.Module, recipe: str, shape: tuple[int, ...]) -> Tree:
@@ -104,7 +109,7 @@ class Pretrained(Beginning):
 
     Done once: the result is kept under `.fedloom/pretrained` in the main checkout, by a hash of all that it follows
     from. Its test samples and those of the federation play no part in it; that its training samples are none of the
-    federation's test samples is up to you.
+    federation's is up to you. Where differential privacy is promised, data that may have some in common are refused.
     """
 
     name: Literal["pretrained"] = "pretrained"
@@ -114,6 +119,9 @@ class Pretrained(Beginning):
     batch_size: int = Field(64, ge=1, description="samples a step")
     lr: float = Field(1e-3, gt=0, description="learning rate of Adam")
     seed: int = Field(0, ge=0, description="seed of order and choice; the weights are drawn from the run's")
+
+    def reads(self, dataset: Source) -> bool:
+        return self.dataset.shares(dataset)
 
     def weights(self, module: nn.Module, recipe: str, shape: tuple[int, ...]) -> Tree:
         from tasks.tracking import main_checkout

@@ -65,6 +65,11 @@ class Source(Config):
         """What a person calls it."""
         return self.name
 
+    def shares(self, other: "Source") -> bool:
+        """Whether a training sample of this dataset may be one of the ``other``, as far as the settings tell."""
+        where = {"name", "path"}
+        return self.model_dump(include=where) == other.model_dump(include=where)
+
     def load(self, seed: int, test_fraction: float) -> Samples:
         """The samples. Data without a test set of their own lose ``test_fraction`` of every class to one.
 

@@ -180,6 +180,23 @@ class TestStart:
         with pytest.raises(Refused, match=r"model\.start\.dataset = 'digits': has samples \(1, 8, 8\)"):
             models.build(MLP(start=Pretrained()), (1, 12, 12), 10, 0)
 
+    def test_what_privacy_would_have_to_cover_is_refused(self):
+        from tasks.params import ParamsRefused, build
+
+        private = {"algorithm": {"name": "fedavg", "weighting": "uniform"}, "privacy": {"name": "gaussian"}}
+        rows = [{"name": "idx", "rows": span} for span in ([0, 40_000], [30_000, 60_000], [40_000, 60_000])]
+
+        def run(clients: dict, public: dict, train: dict) -> None:
+            start = {"name": "pretrained", "dataset": public}
+            build({"partition": {"dataset": clients}, "model": {"name": "mlp", "start": start}, "train": train})
+
+        for clients, public in (({"name": "digits"}, {"name": "digits"}), rows[:2]):
+            run(clients, public, {})
+            with pytest.raises(ParamsRefused, match=r"model\.start\.dataset: .* epsilon would promise too much"):
+                run(clients, public, private)
+        run(rows[0], rows[2], private)
+        run({"name": "wine"}, {"name": "digits"}, private)
+
 
 def test_a_released_model_needs_not_what_it_was_started_from(tmp_path, monkeypatch):
     from tasks.aggregate.released import Description, load, save

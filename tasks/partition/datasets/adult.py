@@ -26,7 +26,8 @@ class Adult(Source):
 
     ``path`` holds ``adult.data`` and ``adult.test`` as published. Numbers are standardised and text is one-hot; a
     missing value (``?``) is a category of its own. Every text column can split the clients (``split: {name: column,
-    by: occupation}``), and ``group`` is published as the sensitive attribute.
+    by: occupation}``), and ``group`` is published as the sensitive attribute. It is a feature too,
+    unless ``exclude`` has it.
 
     Source: Becker and Kohavi, "Adult", UCI, 1996.
     """

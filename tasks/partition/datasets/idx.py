@@ -5,7 +5,7 @@ import math
 import re
 import zlib
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -13,7 +13,7 @@ from pydantic import Field
 from tasks.config import Refused
 from tasks.keys import generator
 from tasks.partition.federation import Kind
-from tasks.partition.samples import FIELD, Located, Rows, Samples, hold_out, numbered
+from tasks.partition.samples import FIELD, Located, Rows, Samples, Source, hold_out, numbered
 from tasks.partition.sources import damaged, existing, pixels
 
 IMAGES = re.compile(r"(?P<part>.*?)-?images[-.]idx(?P<rank>[34])-ubyte(\.gz)?")
@@ -32,20 +32,31 @@ class Idx(Located):
     kinds: ClassVar[tuple[Kind, ...]] = ("image",)
     name: Literal["idx"] = "idx"
     path: Path = Field(Path("data/mnist"), description="the folder, relative to params.yaml")
+    rows: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="use these training images only, from the first up to the second, which is left out"
+    )
+
+    def shares(self, other: Source) -> bool:
+        if not isinstance(other, Idx) or not super().shares(other):
+            return False
+        (start, end), (first, last) = (idx.rows or (0, math.inf) for idx in (self, other))
+        return start < last and first < end
 
     def load(self, seed: int, test_fraction: float) -> Samples:
         folder = existing(self.path, "folder")
         x, y = _pair(folder, "train")
         read = pixels(x, str(folder), "none" if x.ndim == 3 else "last")
+        kept = self._kept(len(y))
+        y = y[kept]
         if any(_is_test(_part(path)) for path in folder.iterdir()):
             test, test_y = _pair(folder, "test")
             if test.shape[1:] != x.shape[1:]:
                 raise damaged(folder, f"has training images {list(x.shape[1:])} but test images {list(test.shape[1:])}")
             test_rows = Rows(np.arange(len(test)), pixels(test, str(folder), "none" if x.ndim == 3 else "last"))
-            rows = Rows(np.arange(len(x)), read)
+            rows = Rows(kept, read)
         else:
             train_index, test_index = hold_out(y, test_fraction, generator(seed, "test set"))
-            rows, test_rows = Rows(train_index, read), Rows(test_index, read)
+            rows, test_rows = Rows(kept[train_index], read), Rows(kept[test_index], read)
             y, test_y = y[train_index], y[test_index]
         return Samples(
             x=rows,
@@ -57,6 +68,14 @@ class Idx(Located):
             class_names=numbered(y, test_y, str(folder)),
             range=(0.0, 1.0),
         )
+
+    def _kept(self, images: int) -> np.ndarray:
+        """The positions of the training images that are used, of so many."""
+        first, end = self.rows or (0, images)
+        if not first < end <= images:
+            mend = "Name the first and the one after the last, counted from 0"
+            raise Refused(f"{FIELD}.rows", [first, end], f"is no part of the {images} images there", mend)
+        return np.arange(first, end)
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether the released model treats groups alike, within clients and over all of them, and what that costs."""
+"""Whether a model treats groups alike, within clients and over all of them, and what that costs."""
 
 from tasks.report.amounts import count, number, percent, size
 from tasks.report.figures import Line, bars, lines
@@ -46,10 +46,11 @@ def fairness(run: Run) -> Panel | None:
 
 
 def _how(found: dict) -> str:
+    whose = "Each client predicts with its own model. " if found["predictions"] == "own" else ""
     return (
-        f"How much a prediction tells of `{found['attribute']}`, in bits: over all samples, and within clients. For it "
-        f"each of {count(len(found['clients']), 'client')} sends a table of counts, {size(found['message_bytes'])}, "
-        f"of {count(found['samples'], 'sample')} in all."
+        f"{whose}How much a prediction tells of `{found['attribute']}`, in bits: over all samples, and within clients. "
+        f"For it each of {count(len(found['clients']), 'client')} sends a table of counts, "
+        f"{size(found['message_bytes'])}, of {count(found['samples'], 'sample')} in all."
     )
 
 
@@ -100,7 +101,7 @@ def _frontier(found: dict) -> list[Block]:
     ]
     text = (
         "This is a bound of the data, not of a model: predictions may know the label. No method of training gets above "
-        f"it. On the same samples the released model has {percent(accuracy)}."
+        f"it. On the same samples the predictions have {percent(accuracy)}."
     )
     table = Table("Best accuracy", ("disparity allowed", "accuracy"), costs)
     return [Heading("What fairness costs at least"), Text(text), Row((Figure(drawing, caption), table))]

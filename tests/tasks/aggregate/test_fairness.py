@@ -183,6 +183,23 @@ def test_what_the_server_makes_of_the_clients_counts_is_what_all_samples_in_one_
     assert all(metrics[f"fairness_{part}"] == found[part] for part in ("local", *parts))
 
 
+def test_clients_with_models_of_their_own_are_judged_by_those(two_classes):
+    """Of two groups, half of the clients see the one in everybody, the others its opposite: a bit that cancels."""
+    federation = Federation.open(two_classes / "partition")
+    x = np.array(federation.x)
+    x[:, 0] = np.where(federation.groups == 1, 1.0, -1.0)
+    np.save(two_classes / "partition" / "x.npy", x)
+    weights = torch.zeros(12, 2, 4)
+    weights[:, 1, 0] = torch.tensor([1.0, -1.0]).repeat(6)
+    write_tree(two_classes / "train" / "personal.safetensors", {"1.weight": weights, "1.bias": torch.zeros(12, 2)})
+    aggregate(settings_with(0), two_classes, Tracker("aggregate"))
+    found, counts = (read_json(two_classes / "aggregate" / "fairness.json")[name] for name in ("predictions", "counts"))
+    assert found == "own"
+    for client, table in enumerate(np.array(counts).sum(2)):
+        other = 1 - np.eye(2, dtype=int) if client % 2 else np.eye(2, dtype=int)
+        assert (table[other == 0] == 0).all()
+
+
 def test_no_model_is_above_the_frontier_at_its_own_disparities(two_classes):
     aggregate(settings_with(3), two_classes, Tracker("aggregate"))
     found = read_json(two_classes / "aggregate" / "fairness.json")

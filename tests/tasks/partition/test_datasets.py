@@ -102,6 +102,19 @@ def test_idx_files_are_the_same_gzipped_or_memory_mapped(mnist_like):
     assert isinstance(read_idx(mnist_like / "train-images-idx3-ubyte"), np.memmap)
 
 
+def test_rows_of_one_folder_make_datasets_that_share_nothing(mnist_like):
+    whole = load(Idx(path=mnist_like))
+    first, second = (Idx(path=mnist_like, rows=rows) for rows in ((0, 20), (20, len(whole.y))))
+    parts = [load(idx) for idx in (first, second)]
+    assert np.array_equal(np.concatenate([part.y for part in parts]), whole.y)
+    assert np.array_equal(np.concatenate([all_of(part.x) for part in parts]), all_of(whole.x))
+    assert np.array_equal(parts[0].test_y, whole.test_y)
+    assert not first.shares(second) and first.shares(Idx(path=mnist_like)) and Idx(path=mnist_like).shares(second)
+    assert not first.shares(Idx(path=mnist_like / "other")) and not first.shares(Digits())
+    with pytest.raises(Refused, match=r"partition\.dataset\.rows = \[10, 99999\]: is no part of the"):
+        load(Idx(path=mnist_like, rows=(10, 99_999)))
+
+
 def test_without_test_files_a_test_set_is_split_off(mnist_like):
     for path in mnist_like.glob("t10k*"):
         path.unlink()

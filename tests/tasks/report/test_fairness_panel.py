@@ -13,6 +13,7 @@ from tests.tasks.report.conftest import Document
 def found(counts: np.ndarray, frontier: dict | None = None) -> dict:
     """What the aggregate stage writes, of ``counts`` ``[clients, groups, predictions]``."""
     return {
+        "predictions": "released",
         "attribute": "sex",
         "groups": ["f", "m"],
         "clients": list(range(len(counts))),
@@ -45,6 +46,8 @@ CALM = np.array([[[50, 50], [50, 50]], [[50, 50], [50, 50]]])
 def test_each_part_is_told_where_it_is_and_not_where_it_is_not(shown):
     local, overall = "locally fair does not imply globally fair", "globally fair does not imply locally fair"
     assert local in shown(found(APART)).text
+    assert "with its own model" not in shown(found(APART)).text
+    assert "with its own model" in shown(found(APART) | {"predictions": "own"}).text
     text = shown(found(CROSSED)).text
     assert overall in text and local not in text
     text = shown(found(CALM)).text
@@ -62,7 +65,7 @@ def test_the_best_accuracy_under_each_limit_is_that_of_the_frontier(shown):
     assert rows["no limit"] == ["100 %"] or rows["no limit"] == ["100.0 %"]
     assert rows["neither"] == [f"{100 * best[0][0]:.1f} %"]
     assert rows["none over all samples"] == [f"{100 * best[0][1]:.1f} %"]
-    assert "the released model has 70.0 %" in document.text
+    assert "the predictions have 70.0 %" in document.text
     assert len(document.all("svg")) == 2
 
 
