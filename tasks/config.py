@@ -30,3 +30,13 @@ class Refused(Exception):
         self.where, self.found, self.allowed, self.mend = where, found, allowed, mend
         shown = "" if found is None else f" = {found!r}"
         super().__init__(f"{where}{shown}: {allowed}" + (f". {mend}" if mend else ""))
+
+    def __reduce__(self) -> tuple:
+        # What was found may be anything; to another process the sentence goes, as an error of the same kind.
+        return _again, (type(self), str(self), self.__dict__ | {"found": None})
+
+
+def _again(kind: type[Exception], message: str, fields: dict) -> Exception:
+    error = kind.__new__(kind, message)
+    error.__dict__.update(fields)
+    return error

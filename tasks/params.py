@@ -24,7 +24,7 @@ from tasks.report.settings import ReportSettings
 from tasks.train.algorithms import FedAvg
 from tasks.train.privacy.central import Central
 from tasks.train.settings import TrainSettings
-from tasks.train.uplink import Momenta, check_chain
+from tasks.train.uplink import Use, check_chain
 
 FILE = "params.yaml"
 
@@ -119,8 +119,14 @@ def conflicts(params: Params) -> Iterator[str]:
             "attack.suite: has attacks on recorded messages, but none is recorded: set train.transcript.rounds "
             "(for instance [first, last]) and train.transcript.clients, or take those attacks out"
         )
-    yield from check_chain(train.uplink, _momenta(train.algorithm))
-    yield from params.partition.conflicts(promised=train.privacy.target_delta(clients) is not None)
+    yield from check_chain(train.uplink, _use(train.algorithm))
+    promised = train.privacy.target_delta(clients) is not None
+    yield from params.partition.conflicts(promised)
+    if promised and params.model.start.reads(params.partition.dataset):
+        yield (
+            "model.start.dataset: may hold samples of the federation, read out of reach of train.privacy, so that "
+            "epsilon would promise too much; use other data (of an idx file, other rows)"
+        )
     yield from train.schedule.conflicts(train, clients)
     yield from train.algorithm.conflicts(params.model.name)
     if train.algorithm.single_uploads and isinstance(train.privacy, Central):
@@ -148,8 +154,14 @@ def counted(params: Params, clients: int) -> Params:
     return params
 
 
-def _momenta(algorithm: FedAvg) -> Momenta:
-    return Momenta(algorithm.momentum, algorithm.server.momentum, algorithm.weight_decay)
+def _use(algorithm: FedAvg) -> Use:
+    return Use(
+        algorithm.momentum,
+        algorithm.server.momentum,
+        algorithm.weight_decay,
+        algorithm.accumulates,
+        algorithm.one_round_uploads,
+    )
 
 
 def _misfits(params: Params) -> Iterator[str]:

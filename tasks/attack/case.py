@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from tasks import keys, tree
+from tasks.attack import wire
 from tasks.attack.defences import Defence
 from tasks.models import Network
 from tasks.partition.federation import Meta
+from tasks.train.privacy import Mechanism, NoPrivacy
 from tasks.train.transcript import Context
+from tasks.train.uplink import Codec
 from tasks.train.work import Setting, Work
 from tasks.tree import Tree
 
@@ -43,6 +46,7 @@ class Case:
     upload : everything that the server decodes, ``delta/...`` among it.
     payload : the tensors on the wire, still encoded; {} behind a defence, which would have changed them.
     declined : why the client sent nothing; then there is no ``delta`` either.
+    uplink, privacy : the run's codecs and its mechanism of privacy, which the upload passed on its way.
     """
 
     message: str
@@ -60,6 +64,8 @@ class Case:
     upload: Tree = field(default_factory=dict)
     payload: Tree = field(default_factory=dict)
     declined: str | None = None
+    uplink: tuple[Codec, ...] = ()
+    privacy: Mechanism = field(default_factory=NoPrivacy)
 
     @property
     def model(self) -> Tree:
@@ -144,7 +150,19 @@ class Case:
             batch = {"x": x[rows], "y": y[rows], "weight": torch.ones(len(rows), dtype=x.dtype)}
             state, _ = self.work.client_step(self.network, state, batch, key)
         upload, _ = self.work.client_final(shared, state)
-        sent = self.work.change(upload, shared)
+        return self._received(upload)
+
+    @property
+    def arrived(self) -> Tree:
+        """Which entries of ``delta`` can tell of the samples, booleans: all but those that a codec or a defence left
+        out, on which two unlike uploads do not differ."""
+        ones, zeros = tree.map(torch.ones_like, self.upload), tree.map(torch.zeros_like, self.upload)
+        return tree.map(torch.ne, self._received(ones), self._received(zeros))
+
+    def _received(self, upload: Tree) -> Tree:
+        """The change of the model that a simulated ``upload`` comes to, after what is no secret of its way."""
+        codecs = [codec.at(self.context.coded) for codec in self.uplink]
+        sent = self.work.change(wire.repeat(self.privacy, codecs, upload, self.upload, self.broadcast), self.broadcast)
         return self.defence.repeat({name: sent[name] for name in self.delta}, self.delta)
 
 

@@ -37,16 +37,23 @@ class HonestClient:
     ----------
     train, seed : the settings of the run.
     context : of its recorded message.
-    x, y : its training samples: private.
+    samples : ``x``, ``y`` and, where the data have groups, ``group`` of its training samples: private.
     order : the rows of these that each recorded step used, ``[steps, batch]``, -1 as padding.
     """
 
     train: TrainSettings
     seed: int
     context: Context
-    x: Tensor
-    y: Tensor
+    samples: Tree
     order: Tensor
+
+    @property
+    def x(self) -> Tensor:
+        return self.samples["x"]
+
+    @property
+    def y(self) -> Tensor:
+        return self.samples["y"]
 
     def answer(self, network: Network, work: Work, broadcast: Tree) -> Reply:
         """The message with which it answers ``broadcast``, having done ``work`` on ``network``."""
@@ -56,7 +63,7 @@ class HonestClient:
         key, state = torch.tensor(key[0]), work.client_init(broadcast, broadcast, memory)
         for s, rows in enumerate(order):
             used = rows[rows >= 0]
-            batch = {"x": self.x[used], "y": self.y[used], "weight": torch.ones(len(used))}
+            batch = tree.take(self.samples, used) | {"weight": torch.ones(len(used))}
             state, _ = work.client_step(network, state, batch, keys.fold(key, -s))
         codecs = [codec.at(self.context.coded) for codec in self.train.uplink]
         chain = Chain(codecs, blank(work, broadcast, broadcast, self.train.privacy).upload)

@@ -74,7 +74,8 @@ class Referee:
     def client(self, message: Message, train: TrainSettings) -> HonestClient:
         """The client behind a message, to answer what else it might have been sent."""
         truth = self._truth(message.label)
-        return HonestClient(train, self.seed, message.context, truth["x"], truth["y"], truth["order"])
+        samples = {name: truth[name] for name in ("x", "y", "group") if name in truth}
+        return HonestClient(train, self.seed, message.context, samples, truth["order"])
 
     @singledispatchmethod
     def judge(self, guess: object) -> Judgement:

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 from tasks.attack.attacks import InvertingGradients, LabelRecovery, Membership, Method, ReadOut
 from tasks.attack.defences import NoDefence, Noise, Protection
 from tasks.config import Config
+from tasks.train.topologies import Server
 
 if TYPE_CHECKING:
     from tasks.train.settings import TrainSettings
@@ -34,8 +35,17 @@ class AttackSettings(Config):
     public: int = Field(1000, ge=2, description="most samples that an attacker owns; at most half of the test set")
 
     def conflicts(self, train: "TrainSettings") -> Iterator[str]:
-        """What rules a defence out after a training with these settings."""
+        """What rules an attack or a defence out after a training with these settings."""
+        for i, method in enumerate(self.suite):
+            if method.malicious and not isinstance(train.topology, Server):
+                yield (
+                    f"attack.suite[{i}].name = {method.name!r}: needs a server that sends models of its own making, "
+                    f"and with train.topology.name = {train.topology.name!r} no server sends a client its model"
+                )
         for i, defence in enumerate(self.defences):
+            if model := defence.design(None):
+                for problem in train.algorithm.conflicts(model.name):
+                    yield f"attack.defences[{i}]: cannot agree on the model {model.name!r} ({problem})"
             try:
                 defence.protocol(train.algorithm)
             except ValidationError as error:

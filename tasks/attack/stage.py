@@ -116,6 +116,8 @@ class Bench:
             budget=self.settings.budget,
             seed=self.params.seed,
             public=self.referee.public,
+            uplink=train.uplink,
+            privacy=train.privacy,
         )
         if (model := defence.design(self.params.model)) != self.params.model:
             network = self._network(model)

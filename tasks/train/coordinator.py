@@ -87,6 +87,7 @@ class Coordinator:
         self.train, self.plan, self.seed, self.data, self.workers = train, plan, seed, data, workers
         self.recorder, self.recorded, self.keep_uploads = recorder, recorded, keep_uploads
         self.memory_folder = memory_folder
+        train.algorithm.check(data.meta)
         setting = Setting(
             data.clients, train.cohort, train.rounds, seed, draw, bool(train.uplink), data.groups is not None
         )
@@ -338,7 +339,8 @@ class Coordinator:
             answers, starts = self.flights.answers(step.flights), self.flights.broadcasts(step.flights)
             self.flights.drop(step.flights)
             answer, each = Answer(**tree.part(answers, "answer")), tree.part(answers, "upload")
-            weights, total = torch.from_numpy(step.weights).float() * answer.accepted, self.traffic.like
+            given, total = torch.from_numpy(step.weights).float(), self.traffic.like
+            weights = given * answer.accepted
             # In the order of a round's stacks, so that where all arrive together the sums are a round's to the bit.
             groups = [torch.from_numpy(group) for group in self._grouped(step.flights)]
             for group in groups:
@@ -359,7 +361,9 @@ class Coordinator:
                 self.uploads |= {"weights": weights, "clients": torch.from_numpy(clients)}
             if not released.count:
                 return
-            total = tree.add(released.total, self._gap(starts, weights)) if step.mixes else released.total
+            # Noise does not cover the gap: where a loss of privacy is bounded, it must not tell what was rejected.
+            told = weights if self.train.privacy.target_delta(self.data.clients) is None else given
+            total = tree.add(released.total, self._gap(starts, told)) if step.mixes else released.total
             over = torch.tensor(step.over, dtype=torch.float32)
             uploads = Uploads(torch.from_numpy(clients), total, over, released.count, each, weights)
             self.server = self.train.algorithm.server_update(self.server, uploads)
@@ -406,6 +410,8 @@ class Coordinator:
                 self.recorder.template(job.like)
                 self.recorder.broadcast(context.round, {})
             batch = {"x": torch.from_numpy(self.data.x[private]), "y": torch.from_numpy(self.data.y[private])}
+            if self.data.groups is not None:
+                batch["group"] = torch.from_numpy(self.data.groups[private])
             batch["order"] = torch.from_numpy(order.reshape(steps, -1) - skipped)
             self.recorder.message(context, tree.take(payloads, row), own, batch)
 
@@ -435,6 +441,8 @@ class Coordinator:
             self.seconds["wait"] += passed - busy
             yield result
             start = time.perf_counter()
+        # While the server added up, workers went on.
+        self.seconds["wait"] = max(self.seconds["wait"], 0.0)
 
     @contextlib.contextmanager
     def _timed(self, what: str) -> Iterator[None]:

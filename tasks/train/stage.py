@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tasks import artifacts, keys, models, tree
+from tasks.config import Refused
 from tasks.models import Network
 from tasks.params import Params, counted
 from tasks.partition.federation import Federation
@@ -85,13 +86,14 @@ class Run:
         self.history: list[dict] = []
         self.timings: list[dict] = []
         self.diagnostics: list[dict] = []
+        self.best, self.stale = float("inf"), 0
         if checkpoint := checkpoints.newest():
+            self._compare(checkpoint.layout)
             self.coordinator.restore(checkpoint.state)
             self.coordinator.uploads = checkpoint.uploads
-            self.history, self.timings = checkpoint.history, checkpoint.timings
-            self.diagnostics = checkpoint.diagnostics
-            for row in self.history:
-                self._track(row)
+            self.timings, self.diagnostics = checkpoint.timings, checkpoint.diagnostics
+            for row in checkpoint.history:
+                self._log(row)
             print(f"train goes on after round {self.coordinator.rounds}, where its last checkpoint is")
         else:
             self._diagnose()
@@ -103,14 +105,13 @@ class Run:
         worked, first = 0, self.coordinator.rounds
         while not self.ended():
             start = time.perf_counter()
-            with self._profiled(self.coordinator.rounds + 1):
+            with self._profiled(self.coordinator.rounds - first + 1):
                 next(steps)
             row = self._row(self._evaluate())
-            self.history.append(row)
             whole = time.perf_counter() - start
             parts = {name: round(seconds, 6) for name, seconds in self.coordinator.seconds.items()}
             self.timings.append({"round": row["round"], **parts, "total": round(whole, 6)})
-            self._track(row)
+            self._log(row)
             worked += row["cohort"]
             pace = worked / max(time.perf_counter() - begun, 1e-9)
             shown = {"accuracy": row["test_accuracy"], "loss": row["loss"], "clients/s": pace}
@@ -121,24 +122,36 @@ class Run:
             self.tracker.progress(first, self.train.rounds, "round")
         self.recorder.close()
 
+    def _compare(self, layout: dict) -> None:
+        """Refuses to go on in another layout than the rounds so far were computed in, which a machine that has lost its
+        compiler or its GPU would do."""
+        now = self.plan.layout
+        changes = [f"{name} from {layout[name]} to {now[name]}" for name in now if layout[name] != now[name]]
+        if changes:
+            problem = f"to go on here would change {', '.join(changes)} in mid-run, to a model of neither layout"
+            mend = "Go on where there are the compiler and the GPU it began with, or remove the folder to begin again"
+            raise Refused(str(self.checkpoints.folder), None, problem, mend)
+
     @contextlib.contextmanager
-    def _profiled(self, round_: int) -> Iterator[None]:
-        """Traces the second round, in which nothing is done for the first time any more, if the engine is told to."""
-        if not (self.train.engine.profile and round_ == 2):
+    def _profiled(self, nth: int) -> Iterator[None]:
+        """Traces the second round of this process, in which nothing is done for the first time any more, if the engine
+        is told to."""
+        if not (self.train.engine.profile and nth == 2):
             yield
             return
+        round_ = self.coordinator.rounds + 1
         with torch.profiler.profile(activities=torch.profiler.supported_activities()) as profile:
             yield
-        trace = main_checkout() / ".fedloom" / "profiles" / "train-round-2.json"
+        trace = main_checkout() / ".fedloom" / "profiles" / f"train-round-{round_}.json"
         trace.parent.mkdir(parents=True, exist_ok=True)
         profile.export_chrome_trace(str(trace))
         self.tracker.artifact(trace, "profiles")
-        print(f"train: the trace of round 2 is in {trace}; open it at chrome://tracing or in Perfetto")
+        print(f"train: the trace of round {round_} is in {trace}; open it at chrome://tracing or in Perfetto")
 
     def ended(self) -> bool:
         """Whether there is no round or no time left, or the validation loss has stopped falling."""
         patience = self.train.early_stop.patience or float("inf")
-        return self._last_step() or self._stale(self.history) >= patience
+        return self._last_step() or self.stale >= patience
 
     def _last_step(self) -> bool:
         """Whether the rounds or the time were used up by the last step of the server."""
@@ -149,16 +162,8 @@ class Run:
     def may_end_at(self, round_: int) -> bool:
         """Whether ``round_``, about to be taken, could turn out to be the last."""
         patience = self.train.early_stop.patience
-        worn = patience and self._stale(self.history) >= patience - 1
+        worn = patience and self.stale >= patience - 1
         return round_ == self.train.rounds or bool(worn or self.train.seconds)
-
-    def _stale(self, history: list[dict]) -> int:
-        """Evaluations since the validation loss last fell by what counts as a fall."""
-        best, stale = float("inf"), 0
-        for loss in (row["validation_loss"] for row in history if row["validation_loss"] is not None):
-            fell = loss < best - self.train.early_stop.min_delta
-            best, stale = (loss, 0) if fell else (best, stale + 1)
-        return stale
 
     def _evaluate(self) -> dict:
         due = self.coordinator.rounds % self.train.evaluate_every == 0 or self._last_step()
@@ -201,7 +206,12 @@ class Run:
             **(ledger.delays or {}),
         }
 
-    def _track(self, row: dict) -> None:
+    def _log(self, row: dict) -> None:
+        """Takes down a round, and counts evaluations since the validation loss last fell by what counts as a fall."""
+        self.history.append(row)
+        if (loss := row["validation_loss"]) is not None:
+            fell = loss < self.best - self.train.early_stop.min_delta
+            self.best, self.stale = (loss, 0) if fell else (self.best, self.stale + 1)
         self.tracker.metrics({name: value for name, value in row.items() if name != "round"}, row["round"])
         # MLflow draws over the step unless each chart is told otherwise: the same once more over the bytes it took.
         spent = {f"by_bytes_up/{name}": row[name] for name in ("loss", "test_loss", "test_accuracy", "epsilon")}
@@ -211,7 +221,7 @@ class Run:
         run = self.coordinator
         run.flush()
         logs = self.history, self.timings, self.diagnostics
-        self.checkpoints.save(run.rounds, Checkpoint(run.state(), run.uploads, *logs))
+        self.checkpoints.save(run.rounds, Checkpoint(run.state(), run.uploads, *logs, self.plan.layout))
         run.commit()
 
 
@@ -295,7 +305,7 @@ def publish(run: Run, folder: Path) -> None:
         told = {"privacy": run.train.privacy.name, "started_from": run.network.started}
         artifacts.write_json(draft / "summary.json", result | told)
         # Workers leave no trace in a result, so they leave none in its record.
-        artifacts.write_json(draft / "plan.json", {n: v for n, v in run.plan._asdict().items() if n != "workers"})
+        artifacts.write_json(draft / "plan.json", run.plan.layout)
         _write_table(draft / "history.csv", run.history)
         if schedule:
             _write_table(draft / "schedule.csv", list(arrivals(schedule)))

@@ -90,8 +90,9 @@ class Transcript:
         return cls(folder, [Message(folder, Context(**row)) for row in rows])
 
     def private(self, message: Message) -> Tree:
-        """The batch behind a message: ``x`` and ``y`` of the client's training samples, and ``order``
-        ``[steps, batch]`` with the positions that each step used, -1 as padding. For scoring alone."""
+        """The batch behind a message: ``x`` and ``y`` of the client's training samples, ``group`` where the data have
+        groups, and ``order`` ``[steps, batch]`` with the positions that each step used, -1 as padding. For scoring
+        alone."""
         return artifacts.read_tree(self.folder / "private" / f"{message.label}.safetensors")
 
 

@@ -11,11 +11,13 @@ from typing import NamedTuple
 from tasks import models
 from tasks.params import Params
 from tasks.partition.federation import Federation
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, main_checkout
 from tasks.train.coordinator import Coordinator
-from tasks.train.engine.plan import Plan, resolve, workers, workload
+from tasks.train.engine import compiler
+from tasks.train.engine.plan import Plan, can_compile, resolve, workers, workload
 from tasks.train.engine.program import Blueprint
 from tasks.train.engine.workers import hire
+from tasks.train.stage import COMPILED
 from tasks.train.transcript import Recorder
 
 
@@ -33,6 +35,7 @@ def tune(params: Params, folder: Path, tracker: Tracker, seconds: float = 3.0) -
 
     Each plan takes real rounds for about ``seconds`` after its first. The rule's own plan is among them.
     """
+    compiler.keep_in(main_checkout() / COMPILED)
     data = Federation.open(folder / "partition")
     network = models.build(params.model, data.meta.shape, data.meta.classes, params.seed)
     work = workload(params.train, network, data.meta.shape, data.x.dtype, data.sizes)
@@ -45,13 +48,15 @@ def tune(params: Params, folder: Path, tracker: Tracker, seconds: float = 3.0) -
 
 
 def candidates(ruled: Plan, cohort: int) -> Iterator[Plan]:
-    """The plans worth measuring: the rule's own, then stacks of several sizes, compiled or not, with Ray or without."""
+    """The plans worth measuring: the rule's own, then stacks of several sizes, with Ray or without, compiled or not
+    where there is a compiler."""
     counts = dict.fromkeys((0, workers("auto", ruled.device)))
+    compiling = (False, True) if can_compile(ruled.device) else (False,)
     sizes = dict.fromkeys(min(size, cohort) for size in (1, 4, 16, 64, 256))
     plans = (
         Plan(stack, ruled.device, count, compiled)
         for stack in sizes
-        for compiled in ((False, True) if stack > 1 else (False,))
+        for compiled in (compiling if stack > 1 else (False,))
         for count in counts
     )
     yield from dict.fromkeys((ruled, *plans))

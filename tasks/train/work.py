@@ -151,7 +151,7 @@ class Setting(NamedTuple):
     """What a method may know of the run it is part of.
 
     ``draw`` gives other weights for the same network, by number, each as random as those that the run starts from;
-    ``coded`` says whether uploads pass codecs, ``grouped`` whether the samples have groups.
+    ``coded`` says whether uploads pass codecs.
     """
 
     clients: int
@@ -160,7 +160,6 @@ class Setting(NamedTuple):
     seed: int = 0
     draw: Callable[[int], Tree] | None = None
     coded: bool = False
-    grouped: bool = False
 
 
 def rebased(upload: Tree, broadcast: Tree, by: int) -> Tree:

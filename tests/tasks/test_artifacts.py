@@ -1,6 +1,7 @@
 """Artefacts are whole or not there, and what cannot be read or written is refused by name."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -107,6 +108,12 @@ def test_a_place_that_cannot_be_written_is_refused_and_what_was_there_stays(tmp_
         with pytest.raises(Refused, match="cannot be written"):
             attempt()
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_what_is_refused_elsewhere_is_refused_here_in_the_same_words(tmp_path):
+    for error in (Refused("here", 3, "must be 2", "Set it"), artifacts.Damaged(tmp_path / "train" / "x", "is empty")):
+        arrived = pickle.loads(pickle.dumps(error))
+        assert type(arrived) is type(error) and str(arrived) == str(error) and arrived.mend == error.mend
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

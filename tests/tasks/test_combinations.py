@@ -34,7 +34,7 @@ SCHEDULES = [
     {"name": "fedfix"},
     {"name": "fedasync"},
     {"name": "fedbuff", "size": 2},
-    {"name": "fedcompass", "max_steps": 4, "min_steps": 1},
+    {"name": "fedcompass", "max_steps": 4, "min_steps": 2},
 ]
 TOPOLOGIES = [{"name": "server"}, {"name": "gossip", "graph": {"name": "ring"}}]
 MODELS = [
@@ -127,6 +127,15 @@ NAMED = {
         "model": MODELS[-1],
         "uplink": [{"name": "topk", "density": 0.1}],
     },
+    "one number a machine behind codecs that forget": {
+        "algorithm": {"name": "one_byte", "directions": 4},
+        "uplink": [{"name": "topk", "k": 2, "error_feedback": False}, {"name": "quantize"}],
+    },
+    "SCAFFOLD behind gradient dropping": {
+        "algorithm": {"name": "scaffold"},
+        "uplink": [{"name": "dgc", "momentum": 0.0}],
+    },
+    "FedPer with a server that adapts": {"algorithm": {"name": "fedper", "server": {"name": "lamb"}}},
     "gossip over quantised links": {"topology": TOPOLOGIES[1], "uplink": [{"name": "quantize"}]},
     "adapters under FedCompass": {"model": MODELS[2], "schedule": SCHEDULES[4]},
 }

@@ -15,6 +15,9 @@ from tasks.attack.matching import lbfgs
 from tasks.models.hyper import HyperNetwork, key
 from tasks.tree import Tree
 
+FAINT = 1e-3
+"""The share of the largest entry of z up to which one is not divided by."""
+
 
 class Generated(NamedTuple):
     """What an update gives away: the ``code`` z that the client's vector became, the ``network`` generated from it,
@@ -29,6 +32,9 @@ class HyperLeak(Inversion):
     """Solves a hypernetwork's update for the network that it generated, and reads the sample out of that.
 
     dL/db_k = dL/dtheta_k,   dL/dW_k = dL/dtheta_k z^T,   so  z = sum_k dW_k^T db_k / sum_k |db_k|^2,  theta = W z + b
+
+    Where a codec left entries out, each entry of z is from the pairs of dW and db that arrived, and dL/dtheta from the
+    rest of its row where that of db did not.
 
     With theta and its gradient known, the input of a linear layer with bias is dW_j / db_j for one sample, and what
     comes before it is inverted with known weights. Exact after one step of SGD on one sample; every further step,
@@ -74,17 +80,31 @@ class HyperLeak(Inversion):
 
     def solved(self, case: Case) -> Generated:
         """The generated network behind an update, its gradient, and what it was generated from."""
-        module, model = case.network.module, tree.map(torch.Tensor.double, case.model)
+        module, model, arrived = case.network.module, tree.map(torch.Tensor.double, case.model), case.arrived
         decay = getattr(case.work, "weight_decay", 0.0)
         # The client's step was -lr (gradient + decay * weights), with weights that the server sent.
-        descent = {name: -value.double() - case.context.lr * decay * model[name] for name, value in case.delta.items()}
+        descent = {
+            name: arrived[name] * (-value.double() - case.context.lr * decay * model[name])
+            for name, value in case.delta.items()
+        }
         heads = {name: f"heads.{key(name)}" for name in module.shapes}
         product = sum(descent[f"{head}.weight"].T @ descent[f"{head}.bias"] for head in heads.values())
-        length = sum(descent[f"{head}.bias"].square().sum() for head in heads.values())
+        length = sum(arrived[f"{head}.weight"].T.double() @ descent[f"{head}.bias"].square() for head in heads.values())
         code = product / length.clamp(min=1e-300)
         network = {
             name: (model[f"{head}.weight"] @ code + model[f"{head}.bias"]).view(module.shapes[name])
             for name, head in heads.items()
         }
-        gradient = {name: descent[f"{head}.bias"].view(module.shapes[name]) for name, head in heads.items()}
+        gradient = {
+            name: _slope(descent, arrived, head, code).view(module.shapes[name]) for name, head in heads.items()
+        }
         return Generated(code, network, gradient)
+
+
+def _slope(descent: Tree, arrived: Tree, head: str, code: Tensor) -> Tensor:
+    """dL/dtheta of one head: that of its bias where it arrived, else by least squares over the row of the weight."""
+    weight, bias = f"{head}.weight", f"{head}.bias"
+    # Of an entry of z that is 0 a row tells nothing, and rounding leaves something of it.
+    code = torch.where(code > FAINT * code.max(), code, 0.0)
+    row = descent[weight] @ code / (arrived[weight].double() @ code.square()).clamp(min=1e-300)
+    return torch.where(arrived[bias], descent[bias], row)

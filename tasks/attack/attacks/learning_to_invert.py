@@ -1,5 +1,6 @@
 """Learning to invert: a network from updates to samples, trained on the attacker's own samples."""
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Annotated, ClassVar, Literal
@@ -13,6 +14,7 @@ from tasks import tree
 from tasks.attack.attacks.attack import Family, Inversion
 from tasks.attack.case import Case, View
 from tasks.attack.guesses import Guess, Reconstruction
+from tasks.tree import Tree
 
 CHUNK = 64
 
@@ -23,8 +25,9 @@ class LearningToInvert(Inversion):
     min over h of E || h(u(x)) - x ||^2, of a batch with its samples in the order that fits best
 
     u is what the public method sends for x on this broadcast, after what is public of a defence; both u and x are
-    centred, and u scaled. Trained once for all messages that share a broadcast and a number of samples. It needs no
-    label and no gradient through the network, so that a network without smooth slopes is no defence.
+    centred, and u scaled. Trained once for all messages that share a broadcast and a number of samples, and of which
+    the same entries arrived. It needs no label and no gradient through the network, so that a network without smooth
+    slopes is no defence.
 
     Source: Wu et al., "Learning to Invert: Simple Adaptive Attacks for Gradient Inversion in Federated Learning", UAI
     2023, eq. (3) and (4).
@@ -50,7 +53,7 @@ class LearningToInvert(Inversion):
                 yield turned
                 continue
             context = case.context
-            kind = (context.round, context.samples, context.steps, context.batch_size)
+            kind = (context.samples, context.steps, context.batch_size, _digest(case.broadcast), _digest(case.arrived))
             if kind not in trained:
                 trained[kind] = self._train(case)
             low, high = case.data.range or (-torch.inf, torch.inf)
@@ -88,6 +91,11 @@ class LearningToInvert(Inversion):
     def _updates(self, case: Case, rows: Tensor) -> Tensor:
         """What clients with the public samples at ``rows`` ``[n, samples]`` would send, ``[n, entries]``."""
         return vmap(lambda x, y: tree.vector(case.simulate(x, y)))(case.public.x[rows], case.public.y[rows])
+
+
+def _digest(values: Tree) -> bytes:
+    """What tells ``values`` from others of the same names and shapes."""
+    return hashlib.sha256(tree.pack(values).data).digest()
 
 
 def _loss(guess: Tensor, x: Tensor) -> Tensor:

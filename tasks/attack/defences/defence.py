@@ -32,8 +32,8 @@ class Defence(Config):
     is sent and may stay out (:meth:`objection`); what it sends passes :meth:`protect`.
     """
 
-    def design(self, model: Model) -> Model:
-        """The network that is agreed on, in place of ``model``."""
+    def design(self, model: Model | None) -> Model | None:
+        """The network that is agreed on, in place of ``model``; of None, the one that it always is, if there is one."""
         return model
 
     def protocol(self, work: Work) -> Work:

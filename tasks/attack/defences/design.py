@@ -25,7 +25,7 @@ class Design(Defence):
         description="the network in place of the run's",
     )
 
-    def design(self, model: Model) -> Model:
+    def design(self, model: Model | None) -> Model:
         return self.model
 
     @property

@@ -35,7 +35,7 @@ class Pipeline(Defence):
         (Design(), Protocol(epochs=5), Validate()), min_length=1, description="what comes after what"
     )
 
-    def design(self, model: Model) -> Model:
+    def design(self, model: Model | None) -> Model | None:
         return functools.reduce(lambda found, stage: stage.design(found), self.stages, model)
 
     def protocol(self, work: Work) -> Work:

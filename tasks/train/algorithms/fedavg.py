@@ -1,7 +1,7 @@
 """Federated averaging: the base of every method that trains locally and combines on a server."""
 
 from collections.abc import Generator, Iterator
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,6 +16,9 @@ from tasks.train.algorithms.server_optimizers import SGD, ServerOptimizer
 from tasks.train.uplink.clip import clip
 from tasks.train.work import Batches, ClientState, Exchange, Setting, Uploads, weighted_mean
 from tasks.tree import Tree
+
+if TYPE_CHECKING:
+    from tasks.partition.federation import Meta
 
 
 class FedAvg(Config):
@@ -47,9 +50,16 @@ class FedAvg(Config):
     single_uploads: ClassVar[bool] = False
     """Whether the server reads every upload by itself, which noise on their sum does not cover."""
 
+    one_round_uploads: ClassVar[bool] = False
+    """Whether an entry of an upload means something in its own round alone, so that none can be added to a later one.
+    """
+
     def conflicts(self, model: str) -> Iterator[str]:
         """What rules the method out with the model of that name, each problem with its path in `params.yaml`."""
         yield from ()
+
+    def check(self, data: "Meta") -> None:
+        """Raises ``Refused`` where the method makes no sense with the samples that clients have."""
 
     # Client: three small hooks, and the fold over batches made of them.
 
@@ -79,6 +89,16 @@ class FedAvg(Config):
             return gradient, {}
         moments = tree.add(gradient, state.optimizer, self.momentum)
         return moments, moments
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether what is uploaded is also added up over the rounds beside the model, and so must have no momentum."""
+        return False
+
+    @property
+    def idle_steps(self) -> int:
+        """The first local steps, which change nothing of what is sent."""
+        return 0
 
     @property
     def remembers_momentum(self) -> bool:

@@ -47,7 +47,8 @@ class FedCAC(FedAvg):
 
     def server_init(self, params: Tree, setting: Setting) -> Tree:
         own = tree.map(torch.clone, tree.repeat(params, setting.clients))
-        overlap = torch.eye(setting.clients)
+        # Of two clients that were never in a round together it is not known.
+        overlap = torch.full((setting.clients, setting.clients), -torch.inf).fill_diagonal_(1.0)
         return super().server_init(params, setting) | tree.join(personal=own) | {"overlap": overlap}
 
     def broadcast(self, server: Tree, clients: Tensor) -> tuple[Tree, Tree]:
@@ -96,6 +97,12 @@ class FedCAC(FedAvg):
         others = overlap[~itself]
         threshold = others.mean() + round_ / self.beta * (others.max() - others.mean())
         return (itself | (overlap >= threshold)).float()
+
+    def diagnostics(self, server: Tree) -> dict[str, float]:
+        """Mean and maximum of the overlap of two clients, as it was when they were last in a round together."""
+        overlap = server["overlap"]
+        pairs = overlap[overlap.isfinite() & ~torch.eye(len(overlap), dtype=torch.bool)]
+        return {"overlap": float(pairs.mean()), "overlap_max": float(pairs.max())} if len(pairs) else {}
 
     def personal(self, server: Tree, clients: Tensor, memory: Tree) -> Tree:
         return tree.take(tree.part(server, "personal"), clients)

@@ -53,6 +53,10 @@ class FedSpeed(FedAvg):
         "all", description="whose duals the server averages: all clients', the cohort's (unstable), or none are kept"
     )
 
+    @property
+    def accumulates(self) -> bool:
+        return self.dual_average != "none"
+
     def gradient(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> tuple[Tree, Tree]:
         gradient, metrics = self.slope(network, state, batch, key)
         if self.rho and self.alpha:

@@ -8,9 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from tasks import keys, tree
+from tasks.config import Refused
 from tasks.models import Network
 from tasks.train.algorithms.private import Private
-from tasks.train.work import Batches, ClientState
+from tasks.train.work import Batches, ClientState, Setting
 from tasks.tree import Tree
 
 
@@ -22,8 +23,9 @@ class HyperFL(Private):
     server:  varphi <- weighted mean of the clients' varphi
 
     A message is not the gradient of the network that saw the data. That is no guarantee: after one step on the
-    hypernetwork the server can solve for the generated network and for its gradient exactly (attack `hyper_leak`); what
-    protects are several steps, momentum and the private classifier. Needs `model.name: hyper`.
+    hypernetwork the server can solve for the generated network and for its gradient exactly (attack `hyper_leak`);
+    several steps with momentum blur that, and on some draws the image comes back all the same. Needs
+    `model.name: hyper`.
 
     Source: Guo et al., "A New Federated Learning Framework Against Gradient Inversion Attacks", AAAI 2025, section 4,
     algorithm 1. There the phases are counted in epochs, here in steps.
@@ -48,12 +50,22 @@ class HyperFL(Private):
     def batches(self) -> Batches:
         return Batches(1, self.batch_size, self.head_steps + self.steps)
 
+    @property
+    def idle_steps(self) -> int:
+        return self.head_steps
+
     def at_home(self, model: Tree) -> list[str]:
         return [name for name in model if name == "embedding" or name.startswith("classifier.")]
 
     def conflicts(self, model: str) -> Iterator[str]:
         if model != "hyper":
             yield f"train.algorithm.name = {self.name!r}: trains a hypernetwork; use it with model.name: hyper"
+
+    def server_init(self, params: Tree, setting: Setting) -> Tree:
+        if "embedding" not in params:
+            where, allowed = "params.yaml: train.algorithm.name", "the model has no vector that it is generated from"
+            raise Refused(where, self.name, allowed, "Use it with model.name: hyper")
+        return super().server_init(params, setting)
 
     def client_memory(self, shared: Tree) -> Tree:
         return super().client_memory(shared) | {"fresh": torch.ones_like(shared["lr"])}

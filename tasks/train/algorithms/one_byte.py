@@ -32,6 +32,7 @@ class OneByte(FedAvg):
     """
 
     single_uploads: ClassVar[bool] = True
+    one_round_uploads: ClassVar[bool] = True
     name: Literal["one_byte"] = "one_byte"
     lr: float = Field(0.02, gt=0, description="step along the mean of the estimates (eta)")
     eps: float = Field(1e-3, gt=0, description="distance to each side at which the loss is measured")
@@ -41,7 +42,9 @@ class OneByte(FedAvg):
     epochs: int = Field(1, ge=1, le=1, description="of no effect: `directions` says how many batches there are")
     steps: None = Field(None, description="of no effect: `directions` says how many batches there are")
     momentum: float = Field(0.0, ge=0, le=0, description="none")
+    keep_momentum: Literal[False] = Field(False, description="no")
     weight_decay: float = Field(0.0, ge=0, le=0, description="none")
+    clip_norm: None = Field(None, description="none: a machine sees no gradient that it could clip")
     weighting: Literal["uniform"] = Field("uniform", description="every number counts alike")
     server: ServerOptimizer = Field(SGD(), description="of no effect: there is no server, only a relay")
 

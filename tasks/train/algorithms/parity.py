@@ -1,6 +1,6 @@
 """FedAvg with local demographic parity: each client is asked to treat two groups of its own alike."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -9,8 +9,11 @@ from torch.nn.functional import cross_entropy
 from tasks.config import Refused
 from tasks.models import Network
 from tasks.train.algorithms.fedavg import FedAvg
-from tasks.train.work import ClientState, Setting, weighted_mean
+from tasks.train.work import ClientState, weighted_mean
 from tasks.tree import Tree
+
+if TYPE_CHECKING:
+    from tasks.partition.federation import Meta
 
 
 class Parity(FedAvg):
@@ -31,11 +34,18 @@ class Parity(FedAvg):
     group: int = Field(1, ge=0, description="number of the group, in order of names, that is compared with the others")
     outcome: int = Field(1, ge=0, description="number of the class that all should be given alike")
 
-    def server_init(self, params: Tree, setting: Setting) -> Tree:
-        if not setting.grouped:
+    def check(self, data: "Meta") -> None:
+        where = "params.yaml: train.algorithm"
+        if not data.groups:
             mend = "Set partition.dataset.group, or use fedavg"
-            raise Refused("params.yaml: train.algorithm.name", self.name, "the dataset has no groups", mend)
-        return super().server_init(params, setting)
+            raise Refused(f"{where}.name", self.name, "the dataset has no groups", mend)
+        for field, number, names in (
+            ("group", self.group, data.groups.values),
+            ("outcome", self.outcome, data.class_names),
+        ):
+            if number >= len(names):
+                known = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
+                raise Refused(f"{where}.{field}", number, f"must be below {len(names)}: the data have {known}")
 
     def loss(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> Tensor:
         outputs = network.apply(state.params, batch["x"])

@@ -21,10 +21,13 @@ class Private(FedAvg):
         raise NotImplementedError
 
     def server_init(self, params: Tree, setting: Setting) -> Tree:
-        if len(self.at_home(params)) == len(params):
+        home = self.at_home(params)
+        if len(home) == len(params):
             where, allowed = "params.yaml: train.algorithm", "would keep the whole model at home"
             raise Refused(where, self.name, allowed, "Let something be shared")
-        return super().server_init(params, setting)
+        shared = {name: value for name, value in params.items() if name not in home}
+        # The server's optimiser works on what is shared; the model has all, in the order of its layers.
+        return tree.join(model=params) | super().server_init(shared, setting)
 
     def client_memory(self, shared: Tree) -> Tree:
         home = tree.part(shared, "home")

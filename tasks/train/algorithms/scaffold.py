@@ -34,6 +34,10 @@ class Scaffold(FedAvg):
     )
     weight_decay: float = Field(0.0, ge=0, le=0, description="none, for the same reason")
 
+    @property
+    def accumulates(self) -> bool:
+        return True
+
     def gradient(self, network: Network, state: ClientState, batch: Tree, key: Tensor) -> tuple[Tree, Tree]:
         gradient, metrics = super().gradient(network, state, batch, key)
         own, all_ = tree.part(state.memory, "control"), tree.part(state.shared, "control")

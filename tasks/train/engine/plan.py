@@ -35,6 +35,11 @@ class Plan(NamedTuple):
     workers: int
     compile: bool = False
 
+    @property
+    def layout(self) -> dict[str, int | str | bool]:
+        """What touches the last bits, by name."""
+        return {name: value for name, value in self._asdict().items() if name != "workers"}
+
 
 class Workload(NamedTuple):
     """What the rule looks at: ``parameters`` of the model, floating-point ``operations`` of a forward pass over one
@@ -95,13 +100,19 @@ def _compile(wish: bool | str, work: Workload, stack: int, device: str) -> bool:
     steps = work.rounds * work.steps * -(-work.cohort // stack)
     if wish == "auto" and steps < COMPILE_STEPS:
         return False
-    if device == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+    if not can_compile(device):
         if wish is True:
             where, mend = "params.yaml: train.engine.compile", "Install a C++ compiler (g++), or use auto"
             raise Refused(where, True, "there is no C++ compiler on this machine", mend)
         print("train: there is no C++ compiler, so nothing is compiled; installing g++ would make this run faster")
         return False
     return True
+
+
+def can_compile(device: str) -> bool:
+    """Whether this machine has what compiling for ``device`` takes: a C++ compiler, for a CPU."""
+    compilers = os.environ.get("CXX", "c++"), "g++", "clang++"
+    return device != "cpu" or any(shutil.which(name) for name in compilers)
 
 
 def _operations(network: Network, shape: tuple[int, ...], dtype: np.dtype) -> int:

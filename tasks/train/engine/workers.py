@@ -69,7 +69,11 @@ class Actor:
         import torch
 
         torch.set_num_threads(1)
-        self.program = blueprint.program(data)
+        try:
+            self.program = blueprint.program(data)
+        except Exception as error:
+            # Not every error can be made again on the other side from what travels of it; this one can.
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
     def run(self, shared: Packed, job: Parcel) -> Parcel:
         start = time.perf_counter()
@@ -82,7 +86,9 @@ class RayWorkers:
 
     The broadcast is put into the object store once an exchange; the data once a run, if the cluster has machines that
     do not see the partition's folder. A job whose actor died is run again on another, and a new actor joins the pool as
-    soon as it is up; if its machine is gone too, the pool goes on without. A job that three actors died of is given up.
+    soon as it is up; if its machine is gone too, the pool goes on without. After a death the idle actors get no job
+    before they have answered, so that none is passed from one dead actor to the next. A job that three actors died
+    of ends the run, and so does an actor whose program cannot be built, or a pool of which none comes up.
     """
 
     DEATHS = 3
@@ -111,6 +117,7 @@ class RayWorkers:
         self.data = ray.put(Federation.open(self.blueprint.partition).in_memory()) if several else None
         self.idle: list[Any] = []
         self.joining: dict[Any, Any] = {}
+        self.stillborn = 0
         for _ in range(count):
             self._hire()
         return self
@@ -132,11 +139,14 @@ class RayWorkers:
         running: dict[Any, tuple[int, Any]] = {}
         done: dict[int, Result] = {}
         for wanted in range(len(jobs)):
-            while wanted not in done:
+            while True:
+                # Before a result is passed on too, so that nobody waits while the server adds up.
                 while waiting and self.idle:
                     number, job = waiting.pop()
                     actor = self.idle.pop()
                     running[actor.run.remote(broadcast, wrap(job))] = (number, actor)
+                if wanted in done:
+                    break
                 ready = self._next([*running, *self.joining])
                 if ready in self.joining:
                     self._join(ready)
@@ -155,14 +165,30 @@ class RayWorkers:
                     print("train: a worker died; its clients are run again on another")
                     ray.kill(actor)
                     self._hire()
+                    self._roll_call()
             yield done.pop(wanted)
 
     def _hire(self) -> None:
         """Asks for one more actor, which joins when it is up."""
-        actor = self.remote.remote(self.plan, self.data)
+        self._ask(self.remote.remote(self.plan, self.data))
+
+    def _ask(self, actor: Any) -> None:
+        """Lets ``actor`` join as soon as it answers."""
         self.joining[actor.__ray_ready__.remote()] = actor
 
+    def _roll_call(self) -> None:
+        """Asks the idle actors whether they are there: what one died of, a lost machine, may have taken others too."""
+        while self.idle:
+            self._ask(self.idle.pop())
+
     def _join(self, ready: Any) -> None:
+        """Takes in the actor that has answered; hires another if it is dead.
+
+        Raises
+        ------
+        Refused
+            If its program cannot be built, or none of many in a row came up.
+        """
         import ray
         from ray.exceptions import RayActorError
 
@@ -170,7 +196,14 @@ class RayWorkers:
         try:
             ray.get(ready)
             self.idle.append(actor)
-        except RayActorError:
+            self.stillborn = 0
+        except RayActorError as error:
+            self.stillborn += 1
+            if error.actor_init_failed or self.stillborn == self.DEATHS * self.blueprint.plan.workers:
+                reason = str(error).strip().splitlines()[-1]
+                where, mend = "params.yaml: train.engine.workers", "Use 0 to see the error itself"
+                raise Refused(where, None, f"a worker cannot be started ({reason})", mend) from error
+            ray.kill(actor)
             self._hire()
 
     def _next(self, pending: list[Any]) -> Any:

@@ -40,9 +40,10 @@ class FedCompass(Asynchronous):
     A client's first upload is a step by itself and tells its pace; from then on it joins the group for which it can
     take the most steps, between ``min_steps`` and ``max_steps``, or opens one: to finish with the next work of another
     group's fastest, or with ``max_steps``. Who arrives before the others waits for them, until the group's latest
-    moment. Who arrives after it goes on at once with the model as it is, and counts in whichever group is next. Of the
-    local method, `epochs` and `steps` do not count. With equally fast clients this becomes the synchronous schedule
-    with all clients, ``max_steps`` local steps and a server rate of ``alpha``.
+    moment. Who arrives after it goes on at once with the model as it is, and counts in whichever group is next. Uploads
+    that are late when the run ends are not taken in. Of the local method, `epochs` and `steps` do not count. With
+    equally fast clients this becomes the synchronous schedule with all clients, ``max_steps`` local steps and a server
+    rate of ``alpha``.
 
     Source: Li et al., "FedCompass: Efficient Cross-Silo Federated Learning on Heterogeneous Client Devices using a
     Computing Power Aware Scheduler", ICLR 2024, algorithms 1 and 2. Old uploads weigh LESS, as its text has it; its
@@ -73,6 +74,11 @@ class FedCompass(Asynchronous):
             yield (
                 f"train.cohort = {train.cohort}: must be partition.clients = {clients} with train.schedule.name = "
                 f"{self.name!r}, which plans the work of every client from its pace"
+            )
+        if self.min_steps <= (idle := train.algorithm.idle_steps):
+            yield (
+                f"train.schedule.min_steps = {self.min_steps}: must be above {idle} with train.algorithm.name = "
+                f"{train.algorithm.name!r}, whose first {idle} local steps change nothing of what is sent"
             )
 
 

@@ -2,7 +2,7 @@
 
 from tasks.config import one_of
 from tasks.train.uplink.clip import Clip
-from tasks.train.uplink.codec import Chain, Codec, Momenta, check_chain
+from tasks.train.uplink.codec import Chain, Codec, Use, check_chain
 from tasks.train.uplink.dgc import DeepGradientCompression
 from tasks.train.uplink.log_byte import LogByte
 from tasks.train.uplink.quantize import Quantize
@@ -12,4 +12,4 @@ from tasks.train.uplink.topk import TopK
 
 Link = one_of(Clip, TopK, RandomK, Quantize, Sign, DeepGradientCompression, LogByte)
 
-__all__ = ["Chain", "Codec", "Link", "Momenta", "check_chain"]
+__all__ = ["Chain", "Codec", "Link", "Use", "check_chain"]

@@ -58,28 +58,37 @@ class Codec(Config):
         return False
 
     @property
+    def remembers(self) -> bool:
+        """Whether a client's upload has something of its earlier ones in it."""
+        return self.feeds_back
+
+    @property
     def packs(self) -> bool:
         """Whether what it carries are packed integers, so that no codec can follow."""
         return False
 
-    def conflicts(self, before: Sequence["Codec"], after: Sequence["Codec"], momenta: "Momenta") -> Iterator[str]:
-        """Why this codec makes no sense with the codecs ``before`` and ``after`` it or with the run's ``momenta``."""
+    def conflicts(self, before: Sequence["Codec"], after: Sequence["Codec"], use: "Use") -> Iterator[str]:
+        """Why this codec makes no sense with the codecs ``before`` and ``after`` it, or for this ``use``."""
         yield from ()
 
 
-class Momenta(NamedTuple):
-    """The momentum that a run has already: of the local optimiser, and of the server's; and what would gather momentum
-    without being a gradient, the local weight decay."""
+class Use(NamedTuple):
+    """What a codec has to know of the run whose uploads it encodes."""
 
-    local: float = 0.0
-    server: float = 0.0
+    local_momentum: float = 0.0
+    server_momentum: float = 0.0
     decay: float = 0.0
+    """The local weight decay, which would gather momentum without being a gradient."""
+    accumulates: bool = False
+    """Whether uploads are added up beside the model too."""
+    one_round: bool = False
+    """Whether an entry of an upload belongs to its own round, and is another quantity in the next."""
 
 
-NO_MOMENTA = Momenta()
+PLAIN = Use()
 
 
-def check_chain(codecs: Sequence[Codec], momenta: Momenta = NO_MOMENTA) -> Iterator[str]:
+def check_chain(codecs: Sequence[Codec], use: Use = PLAIN) -> Iterator[str]:
     """What is wrong with ``codecs`` in this order, each problem with its path in `params.yaml`."""
     for i, (before, after) in enumerate(itertools.pairwise(codecs)):
         if before.packs:
@@ -88,7 +97,13 @@ def check_chain(codecs: Sequence[Codec], momenta: Momenta = NO_MOMENTA) -> Itera
                 f"and no numbers to work on; put {after.name!r} before it, or take one of the two out"
             )
     for i, codec in enumerate(codecs):
-        for reason in codec.conflicts(codecs[:i], codecs[i + 1 :], momenta):
+        if use.one_round and codec.remembers:
+            mend = "set error_feedback: false" if codec.feeds_back else "take it out"
+            yield (
+                f"train.uplink[{i}].name = {codec.name!r}: adds what was left out of earlier uploads, which with this "
+                f"train.algorithm belonged to their own rounds and is noise in another; {mend}"
+            )
+        for reason in codec.conflicts(codecs[:i], codecs[i + 1 :], use):
             yield f"train.uplink[{i}].name = {codec.name!r}: {reason}"
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tasks import tree
-from tasks.train.uplink.codec import Codec, Momenta
+from tasks.train.uplink.codec import Codec, Use
 from tasks.train.uplink.sparse import Thinned, narrow, scatter, widen
 from tasks.tree import Tree
 
@@ -30,7 +30,8 @@ class DeepGradientCompression(Thinned):
     norm thr sqrt(N) for a threshold thr on the mean of N clients' uploads, which is the paper's thr / sqrt(N) for
     gradients that are already divided by N. This is the momentum of the whole run: there must be no other, on the
     clients or on the server, and no weight decay that would gather it. With momentum 0 it is gradient dropping (Aji and
-    Heafield, EMNLP 2017), which goes with any. Made for uploads that hold a change of the model and nothing else.
+    Heafield, EMNLP 2017), which goes with any. Made for uploads that hold a change of the model and nothing else: with
+    momentum they must not be added up beside the model too, as those of `scaffold` and `fedspeed` are.
 
     Source: Lin et al., "Deep Gradient Compression: Reducing the Communication Bandwidth for Distributed Training", ICLR
     2018, section 3.2 (momentum correction, local clipping), section 3.3 (factor masking, warm-up), algorithm 4.
@@ -43,6 +44,10 @@ class DeepGradientCompression(Thinned):
     momentum_masking: bool = Field(True, description="forget the momentum of an entry that was sent")
     warmup_rounds: int = Field(4, ge=0, description="rounds of warm-up, 5 to 20 % of the run")
     dense_below: int = Field(2, ge=0, description="tensors of fewer dimensions than this are sent whole")
+
+    @property
+    def remembers(self) -> bool:
+        return True
 
     def kept(self, entries: int) -> int:
         return max(1, math.ceil(self.density * entries - 1e-9))  # the product of, say, 0.07 and 100 is above 7
@@ -76,13 +81,18 @@ class DeepGradientCompression(Thinned):
             velocity = velocity | tree.map(torch.mul, held, velocity)
         return tree.join(velocity=velocity, waiting=tree.map(torch.mul, held, waiting))
 
-    def conflicts(self, before: Sequence[Codec], after: Sequence[Codec], momenta: Momenta) -> Iterator[str]:
-        if self.momentum and momenta.local:
-            yield f"has the run's momentum already; set train.algorithm.momentum = {momenta.local:g} to 0"
-        if self.momentum and momenta.server:
-            yield f"has the run's momentum already; set that of train.algorithm.server, {momenta.server:g}, to 0"
-        if self.momentum and momenta.decay:
-            yield f"would give weight decay momentum too; set train.algorithm.weight_decay = {momenta.decay:g} to 0"
+    def conflicts(self, before: Sequence[Codec], after: Sequence[Codec], use: Use) -> Iterator[str]:
+        if self.momentum and use.local_momentum:
+            yield f"has the run's momentum already; set train.algorithm.momentum = {use.local_momentum:g} to 0"
+        if self.momentum and use.server_momentum:
+            yield f"has the run's momentum already; set that of train.algorithm.server, {use.server_momentum:g}, to 0"
+        if self.momentum and use.decay:
+            yield f"would give weight decay momentum too; set train.algorithm.weight_decay = {use.decay:g} to 0"
+        if self.momentum and use.accumulates:
+            yield (
+                "would give momentum to uploads that this train.algorithm adds up beside the model too; set its own "
+                f"momentum = {self.momentum:g} to 0"
+            )
         if scattered := [codec.name for codec in before if isinstance(codec, Thinned)]:
             yield f"cannot follow {scattered[0]!r}, which sends other entries each time: there is nothing to add up"
-        yield from super().conflicts(before, after, momenta)
+        yield from super().conflicts(before, after, use)

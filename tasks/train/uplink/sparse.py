@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tasks.train.uplink.codec import Codec, Momenta
+from tasks.train.uplink.codec import Codec, Use
 from tasks.tree import Tree
 
 
@@ -17,14 +17,16 @@ class Thinned(Codec):
     density: float = Field(0.1, gt=0, le=1, description="share k / d of the entries that are sent, at least one")
     dense_below: int = Field(0, ge=0, description="tensors of fewer dimensions (biases, norms) are sent whole")
     warmup: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (0.25, 0.0625, 0.015625, 0.004), description="densities of the warm-up, each for an equal part of its rounds"
+        (0.25, 0.0625, 0.015625, 0.004),
+        description="densities of the warm-up, each for an equal part of its rounds; never below `density`",
     )
     warmup_rounds: int = Field(0, ge=0, description="rounds of warm-up")
 
     def at(self, round_: int) -> Self:
         if round_ > self.warmup_rounds or not self.warmup:
             return self
-        return self.model_copy(update={"density": self.warmup[(round_ - 1) * len(self.warmup) // self.warmup_rounds]})
+        density = self.warmup[(round_ - 1) * len(self.warmup) // self.warmup_rounds]
+        return self.model_copy(update={"density": max(density, self.density)})
 
     def kept(self, entries: int) -> int:
         """How many of ``entries`` entries cross the wire."""
@@ -35,7 +37,7 @@ class Thinned(Codec):
         thinned = {name: value for name, value in values.items() if value.dim() >= self.dense_below}
         return thinned, {name: value for name, value in values.items() if name not in thinned}
 
-    def conflicts(self, before: Sequence[Codec], after: Sequence[Codec], momenta: Momenta) -> Iterator[str]:
+    def conflicts(self, before: Sequence[Codec], after: Sequence[Codec], use: Use) -> Iterator[str]:
         if self.warmup_rounds and (remembers := [codec.name for codec in after if codec.feeds_back]):
             yield (
                 f"sends fewer entries after its warm-up, so {remembers[0]!r} behind it cannot remember an error for "

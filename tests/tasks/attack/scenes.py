@@ -13,8 +13,9 @@ from tasks.attack.defences import Defence, NoDefence
 from tasks.models import CNN, MLP, Network, build
 from tasks.partition.federation import Federation, Meta
 from tasks.train.algorithms import FedAvg
+from tasks.train.privacy import Mechanism, NoPrivacy
 from tasks.train.transcript import Context, Recorder
-from tasks.train.uplink import Chain
+from tasks.train.uplink import Chain, Codec
 from tasks.tree import Tree
 
 KIND = {3: "image", 1: "table"}
@@ -72,13 +73,19 @@ def scene(
     budget: int = 600,
     seed: int = 0,
     told: bool = False,
+    uplink: tuple[Codec, ...] = (),
+    privacy: Mechanism | None = None,
 ) -> Scene:
     """An honest client with the samples ``x``, ``y`` that follows ``order``: all of them at once, unless given."""
-    data, defence = data or meta(tuple(x.shape[1:])), defence or NoDefence()
+    data, defence, privacy = data or meta(tuple(x.shape[1:])), defence or NoDefence(), privacy or NoPrivacy()
     order = order or [list(range(len(y)))]
     work = work or FedAvg(batch_size=len(order[0]), epochs=sum(map(len, order)) // len(y))
     network = build(model, data.shape, data.classes, seed)
     delta = honest(network, network.parameters, x, y, order, lr=work.lr, momentum=work.momentum)
+    upload, _ = privacy.on_device({}, tree.join(delta=delta), torch.tensor(5))
+    chain = Chain(uplink, upload)
+    delta = tree.part(chain.decode(chain.encode(upload, chain.memory(), torch.tensor(6))[0]), "delta")
+    delta = defence.protect(delta, torch.tensor(7))
     context = Context(1, 0, len(y), len(order), work.epochs, work.batch_size, work.lr, 0)
     case = Case(
         message="round-00001-client-00000",
@@ -87,11 +94,14 @@ def scene(
         work=work,
         data=data,
         broadcast=tree.join(model=network.parameters) | {"lr": torch.tensor(work.lr)},
-        delta=defence.protect(delta, torch.tensor(7)),
+        delta=delta,
         defence=defence,
         budget=budget,
         seed=seed,
         labels=y.sort().values if told else None,
+        upload=tree.join(delta=delta),
+        uplink=uplink,
+        privacy=privacy,
     )
     return Scene(case, x, y, tuple(torch.tensor(rows) for rows in order))
 

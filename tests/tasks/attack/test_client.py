@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -14,8 +15,8 @@ from tasks.attack.defences import Design, NoDefence, Noise, Offer, Pipeline, Pro
 from tasks.attack.scoring import Referee
 from tasks.models import CNN, MLP
 from tasks.models.convnet import ConvNet
-from tasks.partition.federation import Federation
-from tasks.train.algorithms import FedAvg, FedProx, Scaffold
+from tasks.partition.federation import Federation, Groups
+from tasks.train.algorithms import FedAvg, FedProx, Parity, Scaffold
 from tasks.train.privacy import Local
 from tasks.train.settings import Recording, TrainSettings
 from tasks.train.transcript import Context, Transcript
@@ -32,13 +33,23 @@ CASES = [
     pytest.param(FedAvg(batch_size=4), {"uplink": (RandomK(density=0.3), Quantize(bits=3))}, id="random codecs"),
     pytest.param(FedAvg(batch_size=0), {"privacy": Local(clip_norm=0.1)}, id="noise on the device"),
     pytest.param(FedProx(batch_size=4, mu=0.5, momentum=0.5), {}, id="proximal, with momentum"),
+    pytest.param(Parity(batch_size=4, lr=0.3, lam=5.0), {}, id="a penalty on groups"),
     pytest.param(Scaffold(epochs=2, batch_size=4), {"uplink": (TopK(density=0.5),)}, id="control variates"),
 ]
 
 
+def grouped(data: Federation) -> Federation:
+    """The same federation, published with groups."""
+    np.save(data.path / "groups.npy", np.arange(len(data.y)) % 2)
+    np.save(data.path / "test_groups.npy", np.arange(len(data.test_y)) % 2)
+    told = data.meta.model_copy(update={"groups": Groups(name="half", values=("a", "b"))})
+    (data.path / "meta.json").write_text(told.model_dump_json())
+    return Federation.open(data.path)
+
+
 @pytest.mark.parametrize(("algorithm", "more"), CASES)
 def test_sent_the_recorded_broadcast_it_gives_the_recorded_message(tmp_path, algorithm, more):
-    data = federation(tmp_path / "partition")
+    data = grouped(federation(tmp_path / "partition"))
     train = TrainSettings(cohort=len(SIZES), algorithm=algorithm, transcript=Recording(clients=8), **more)
     run(data, train, 1, stack=1, recorded=(1,), seed=SEED)
     transcript = Transcript.open(tmp_path / "transcript")
@@ -47,6 +58,7 @@ def test_sent_the_recorded_broadcast_it_gives_the_recorded_message(tmp_path, alg
     for message in transcript.messages:
         reply = referee.client(message, train).answer(network, algorithm, message.broadcast())
         assert reply.context == message.context
+        assert not any("group" in name for name in message.broadcast() | message.payload())
         assert reply.payload.keys() == message.payload().keys()
         for name, value in message.payload().items():
             torch.testing.assert_close(reply.payload[name], value, rtol=1e-5, atol=1e-7)
@@ -56,7 +68,7 @@ def test_sent_the_recorded_broadcast_it_gives_the_recorded_message(tmp_path, alg
 
 def client(x, y, work: FedAvg) -> HonestClient:
     context = Context(1, 0, len(y), 1, 1, 0, work.lr, 0)
-    return HonestClient(TrainSettings(algorithm=work), 0, context, x, y, torch.arange(len(y))[None])
+    return HonestClient(TrainSettings(algorithm=work), 0, context, {"x": x, "y": y}, torch.arange(len(y))[None])
 
 
 def test_sent_another_model_it_trains_on_that(digits):

@@ -14,6 +14,7 @@ from tasks.attack.guesses import NotApplicable
 from tasks.attack.scoring import match, psnr, square_errors
 from tasks.models import MLP
 from tasks.models.convnet import ConvNet
+from tasks.train.uplink import TopK
 from tests.tasks.attack.scenes import meta, scene
 
 
@@ -93,6 +94,24 @@ def test_one_network_serves_all_messages_of_a_kind(digits):
     together = [guess.x for guess in attack.run(View(tuple(cases), None))]
     for case, x in zip(cases, together, strict=True):
         assert torch.equal(only(attack, case).x, x)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "more"), [((0, 1), {}), ((0, 0), {"defence": Prune(share=0.5)}), ((0, 0), {"uplink": (TopK(),)})]
+)
+def test_another_broadcast_or_other_entries_that_arrived_are_another_kind(digits, seeds, more):
+    """Of one round and size, from models of two nodes, or with another half of their entries."""
+    public = Public(digits[0][:50], digits[1][:50])
+    cases = [
+        replace(
+            scene(MLP(hidden=(8,)), digits[0][i : i + 2], digits[1][i : i + 2], seed=seed, **more).case, public=public
+        )
+        for i, seed in zip((100, 200), seeds, strict=True)
+    ]
+    cases = [replace(case, seed=0) for case in cases]
+    attack = LearningToInvert(examples=20, epochs=2)
+    first, second = attack.run(View(tuple(cases), None))
+    assert torch.equal(second.x, only(attack, cases[1]).x) and torch.equal(first.x, only(attack, cases[0]).x)
 
 
 def test_the_loss_is_of_the_order_that_fits_best():

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tasks import models, tree
-from tasks.attack.attacks import HyperLeak
+from tasks.attack.attacks import HyperLeak, Imprint
 from tasks.attack.attacks.inverting_gradients import InvertingGradients
-from tasks.attack.case import Case, View
+from tasks.attack.case import Case, Public, View
 from tasks.attack.defences import NoDefence
 from tasks.attack.guesses import NotApplicable
 from tasks.models.architectures import MLP
@@ -16,6 +16,7 @@ from tasks.models.convnet import ConvNet
 from tasks.models.hyper import Hyper
 from tasks.train.algorithms import FedAvg, HyperFL
 from tasks.train.transcript import Context
+from tasks.train.uplink import Chain, TopK
 from tests.tasks.attack.scenes import digits, meta, scene
 
 MODEL = Hyper(body=ConvNet(channels=(8, 16), strides=(1, 2), hidden=32), embedding=16, hidden=32)
@@ -38,7 +39,7 @@ def message(image: int = 0, steps: int = 1, samples: int = 1, momentum: float = 
     context = Context(1, image, samples, steps, 1, samples, work.lr, 0)
     case = Case(
         message=f"round-00001-client-{image:05d}", context=context, network=network, work=work, data=meta((1, 8, 8)),
-        broadcast=shared, delta=tree.part(upload, "delta"), defence=NoDefence(), budget=600, seed=0,
+        broadcast=shared, delta=tree.part(upload, "delta"), defence=NoDefence(), budget=600, seed=0, upload=upload,
     )  # fmt: skip
     return case, x
 
@@ -54,6 +55,32 @@ def test_what_is_solved_for_is_what_the_client_had():
     torch.testing.assert_close(found.code.float(), module.code(module.embedding).detach(), rtol=1e-4, atol=1e-5)
     for name, value in module.generated().items():
         torch.testing.assert_close(found.network[name].float(), value.detach(), rtol=1e-4, atol=1e-5)
+
+
+def thinned(case: Case, density: float) -> Case:
+    """The case where only the largest entries arrive."""
+    uplink = (TopK(density=density),)
+    chain = Chain(uplink, case.upload)
+    upload = chain.decode(chain.encode(case.upload, chain.memory(), torch.tensor(0))[0])
+    return replace(case, uplink=uplink, upload=upload, delta=tree.part(upload, "delta"))
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5])
+def test_entries_that_did_not_arrive_say_nothing_and_make_nothing_wrong(density):
+    """z is exact, and so is the gradient of whatever came with one entry of its row."""
+    case, _ = message(start="identical")
+    thin = thinned(case, density)
+    full, found = HyperLeak().solved(case), HyperLeak().solved(thin)
+    assert float((found.code - full.code).norm() / full.code.norm()) < 1e-6
+    for name, slope in found.gradient.items():
+        told = slope != 0
+        head = f"heads.{name.replace('.', '_')}"
+        heard = thin.arrived[f"{head}.bias"] | (
+            thin.arrived[f"{head}.weight"] & (full.code > 1e-3 * full.code.max())
+        ).any(1)
+        assert torch.equal(told, heard.view(slope.shape)) and told.double().mean() > density
+        rounded = 1e-5 * float(full.gradient[name].abs().max())
+        torch.testing.assert_close(slope[told], full.gradient[name][told], rtol=1e-4, atol=rounded)
 
 
 @pytest.mark.parametrize("image", [0, 1, 2])
@@ -84,3 +111,10 @@ def test_other_networks_are_left_alone():
     x, y = (values[:1] for values in digits())
     (guess,) = HyperLeak().run(View((scene(MLP(), x, y, work=FedAvg(batch_size=1)).case,), None))
     assert isinstance(guess, NotApplicable) and "hypernetwork" in guess.reason
+
+
+def test_a_server_cannot_put_bins_before_a_network_that_is_not_generated():
+    case, _ = message()
+    case = replace(case, public=Public(*(values[100:150] for values in digits())))
+    (guess,) = Imprint(bins=10).run(View((case,), None, lambda sent: pytest.fail("it was asked all the same")))
+    assert isinstance(guess, NotApplicable) and "no vector that it is generated from" in guess.reason

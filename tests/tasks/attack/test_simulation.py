@@ -1,5 +1,6 @@
 """The attacker's simulation of a client is that client, when the samples are right."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,9 +8,14 @@ import torch
 
 from tasks import tree
 from tasks.attack.defences import NoDefence, Noise, Prune
-from tasks.attack.matching import cosine, total_variation
+from tasks.attack.matching import cosine, total_variation, turn
 from tasks.models import CNN, MLP
+from tasks.models.convnet import ConvNet
 from tasks.train.algorithms import FedAvg, FedProx
+from tasks.train.privacy import Gaussian, Local
+from tasks.train.privacy.clipping import Dim
+from tasks.train.uplink import Chain, Clip, DeepGradientCompression, RandomK, TopK
+from tasks.train.work import rebased
 from tests.tasks.attack.scenes import scene
 
 ORDERS = {
@@ -104,3 +110,53 @@ def test_an_adaptive_attacker_who_has_the_truth_sees_no_difference(digits, defen
     x, y = digits[0][:4], digits[1][:4]
     case = scene(CNN(width=4), x, y, defence=defence).case
     assert tree.norm(tree.subtract(case.simulate(x, y), case.delta)) <= 1e-6 * tree.norm(case.delta)
+
+
+WAYS = {
+    "largest entries": {"uplink": (TopK(density=0.1),)},
+    "largest entries of all": {"uplink": (TopK(density=0.1, scope="upload", dense_below=2),)},
+    "random entries": {"uplink": (RandomK(density=0.1),)},
+    "random entries, scaled up": {"uplink": (RandomK(density=0.1, unbiased=True, error_feedback=False),)},
+    "gradient compression": {"uplink": (DeepGradientCompression(density=0.1, warmup_rounds=0),)},
+    "clipped before and after": {"uplink": (Clip(norm=0.01), TopK(density=0.1), Clip(norm=0.001))},
+    "clipped by the mechanism": {"privacy": Gaussian(clip_norm=0.01), "uplink": (TopK(density=0.3),)},
+    "clipped by tensors": {"privacy": Gaussian(clip_norm=0.01, clipping=Dim())},
+    "clipped, without noise": {"privacy": Local(clip_norm=0.01, noise_multiplier=0.0)},
+}
+
+
+@pytest.mark.parametrize("model", [ConvNet(), MLP(hidden=(16,))], ids=lambda model: model.name)
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_what_is_public_of_the_runs_own_codecs_is_repeated(digits, model, way):
+    x, y = digits[0][:4], digits[1][:4]
+    case = scene(model, x, y, **way).case
+    assert tree.norm(tree.subtract(case.simulate(x, y), case.delta)) <= 1e-6 * tree.norm(case.delta)
+    assert turn(case, x, y, case.order) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_of_what_did_not_arrive_a_simulation_says_nothing_and_of_the_rest_all(digits):
+    x, y = digits[0][:4], digits[1][:4]
+    case = scene(ConvNet(), x, y, uplink=(TopK(density=0.1, dense_below=2),)).case
+    for name, there in case.arrived.items():
+        assert torch.equal(there, case.delta[name] != 0 if there.dim() > 1 else torch.ones_like(there))
+    other = case.simulate(digits[0][4:8], y)
+    assert not any(other[name][~there].any() for name, there in case.arrived.items())
+    assert all(there.all() for there in scene(ConvNet(), x, y).case.arrived.values())
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_codec_on_the_change_from_an_older_model_leaves_out_what_it_left_out_there(digits, exact):
+    """What did not arrive is where the receivers had it, however far the sender's model has moved since."""
+    x, y = digits[0][:4], digits[1][:4]
+    case, change = scene(ConvNet(), x, y, uplink=(TopK(density=0.1),)).case, scene(ConvNet(), x, y).case.delta
+    older = tree.map(lambda value: value + 0.01 * torch.randn(value.shape), case.model)
+    broadcast = case.broadcast | tree.join(reference=older)
+    upload = rebased(tree.join(delta=change), broadcast, 1)
+    chain = Chain(case.uplink, upload)
+    sent = chain.decode(chain.encode(upload, chain.memory(), torch.tensor(0))[0])
+    heard = rebased(sent, broadcast, -1)
+    case = replace(case, broadcast=broadcast, upload=heard, delta=tree.part(heard, "delta"))
+    case, x = (case.precise(), x.double()) if exact else (case, x)
+    assert tree.norm(tree.subtract(case.simulate(x, y), case.delta)) <= 1e-5 * tree.norm(case.delta)
+    for name, there in case.arrived.items():
+        assert torch.equal(there, sent[f"delta/{name}"] != 0)

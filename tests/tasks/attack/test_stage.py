@@ -12,16 +12,18 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from tasks import artifacts
+from tasks import artifacts, tree
 from tasks.artifacts import Damaged
 from tasks.attack.attacks import InvertingGradients, LabelRecovery, Membership, ReadOut
 from tasks.attack.defences import NoDefence, Noise
 from tasks.attack.settings import AttackSettings
-from tasks.attack.stage import attack
+from tasks.attack.stage import Bench, attack
 from tasks.models import CNN, MLP
 from tasks.tracking import Tracker
 from tasks.train.algorithms import FedAvg
+from tasks.train.privacy import Gaussian
 from tasks.train.settings import TrainSettings
+from tasks.train.uplink import Clip
 from tests.tasks.attack.scenes import write_run
 
 SIZES = [5, 2, 30, 1]
@@ -147,3 +149,19 @@ def test_the_settings_shown_in_the_documentation_are_settings():
     assert read[0] == AttackSettings() and len(read[1].defences) == 5
     named = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
     assert {method.name for method in read[0].suite} <= named
+
+
+def test_an_attacker_has_the_runs_own_codecs_and_mechanism(tmp_path):
+    """And so repeats their clipping on what it simulates, by the shorter of the two."""
+    folder = write_run(tmp_path, MLP(hidden=(8,)), SIZES)
+    train = TrainSettings(algorithm=FedAvg(lr=0.1, batch_size=0))
+    for norms in ((1e-3, 1e-2), (1e-2, 1e-3)):
+        on_way = {"uplink": (Clip(norm=norms[0]),), "privacy": Gaussian(clip_norm=norms[1])}
+        params = SimpleNamespace(
+            seed=0, model=MLP(hidden=(8,)), train=train.model_copy(update=on_way), attack=AttackSettings()
+        )
+        bench = Bench(params, folder)
+        case = bench.case(bench.messages[0], NoDefence())
+        count = case.context.samples
+        sent = case.simulate(case.public.x[:count], case.public.y[:count])
+        assert float(tree.norm(sent)) == pytest.approx(1e-3, rel=1e-4)

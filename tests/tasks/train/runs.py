@@ -4,6 +4,7 @@ import json
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from tasks import models
 from tasks.models import Model
 from tasks.models.architectures import MLP
 from tasks.partition.federation import Federation
+from tasks.train.algorithms.server_optimizers import SGD, ServerOptimizer
 from tasks.train.coordinator import Coordinator
 from tasks.train.engine.plan import Plan
 from tasks.train.engine.program import Blueprint
@@ -21,6 +23,8 @@ from tasks.tree import Tree
 
 SIZES = (1, 3, 5, 8, 13, 16, 17, 20)
 MODEL = MLP(hidden=(6,))
+SERVERS = [SGD(momentum=0.5), *(method() for method in get_args(get_args(ServerOptimizer)[0]))]
+"""Every optimiser of the server."""
 
 
 def federation(

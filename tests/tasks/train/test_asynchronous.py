@@ -284,6 +284,23 @@ def test_deep_gradient_compression_under_fedbuff_with_private_clipping_runs_and_
     assert float(tree.norm(tree.part(tree.take(after.uploads, 0), "delta"))) <= 1e-3 * (1 + 1e-5)
 
 
+def test_the_gap_of_a_mixing_server_does_not_tell_what_was_rejected(data):
+    """Where every upload is rejected the server still goes on to the model that it was counted from."""
+    uniform = FedAvg(batch_size=4, weighting="uniform")
+    private = settings(algorithm=uniform, uplink=(), privacy=Gaussian(clip_norm=1.0), reject_above=1e-12)
+    mixed, plain, before = (
+        run(data, private.model_copy(update={"schedule": FedAsync(mixing=mixing, weighting=Identical())}), rounds)
+        for mixing, rounds in ((True, 2), (False, 2), (False, 1))
+    )
+    (flight,), d = mixed.schedule()[1].flights, mixed.schedule()[1].weights[0] / mixed.schedule()[1].over
+    assert flight.version == 0 and mixed.ledger.rejected == 1
+    start = run(data, private, 0).model
+    for name, value in start.items():
+        gap = d * (value - before.model[name])
+        torch.testing.assert_close(mixed.model[name] - plain.model[name], gap, rtol=1e-4, atol=1e-6)
+        assert float(gap.norm()) > 1e-3
+
+
 # What is recorded.
 
 

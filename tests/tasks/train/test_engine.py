@@ -204,11 +204,16 @@ def jobs_of(data, train: TrainSettings, shared: dict) -> list[Job]:
     ]
 
 
-def test_a_killed_worker_does_not_touch_a_bit(data, ray_cluster):
+def whole_round(data) -> tuple[dict, list[Job]]:
+    """A broadcast, and the jobs of all clients that answer it."""
     network = models.build(MODEL, data.meta.shape, data.meta.classes, 3)
     server = TRAIN.algorithm.server_init(network.parameters, Setting(8, 8, 1))
     shared, _ = TRAIN.algorithm.broadcast(server, torch.arange(8))
-    jobs = jobs_of(data, TRAIN, shared)
+    return shared, jobs_of(data, TRAIN, shared)
+
+
+def test_a_killed_worker_does_not_touch_a_bit(data, ray_cluster):
+    shared, jobs = whole_round(data)
     blueprint = Blueprint(data.path, MODEL, TRAIN, Plan(2, "cpu", 2), 3)
     expected = [blueprint.program().run(shared, job).each for job in jobs]
     with RayWorkers(blueprint) as pool:
@@ -221,6 +226,54 @@ def test_a_killed_worker_does_not_touch_a_bit(data, ray_cluster):
         got += [result.each for result in results]
         assert set(pool.idle) != set(before)
     assert all(same(a, b) for a, b in zip(got, expected * 5, strict=True))
+
+
+def test_idle_workers_that_died_together_do_not_end_the_run(data, ray_cluster):
+    """More of them than may die over the same clients, and the job is handed to a dead one first."""
+    shared, jobs = whole_round(data)
+    blueprint = Blueprint(data.path, MODEL, TRAIN, Plan(2, "cpu", 4), 3)
+    expected = blueprint.program().run(shared, jobs[0]).each
+    with RayWorkers(blueprint) as pool:
+        while pool.joining:
+            pool._join(pool._next([*pool.joining]))
+        for victim in pool.idle[1:]:
+            ray_cluster.kill(victim)
+        (result,) = pool.run(shared, jobs[:1])
+        assert len(pool.idle) + len(pool.joining) == 4
+    assert same(result.each, expected)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_worker_that_cannot_be_built_ends_the_run_with_the_reason(data, tmp_path):
+    shared, jobs = whole_round(data)
+    blueprint = Blueprint(tmp_path / "nowhere", MODEL, TRAIN, Plan(2, "cpu", 1), 3)
+    with RayWorkers(blueprint) as pool, pytest.raises(Refused, match=r"nowhere/meta.json: does not exist"):
+        next(pool.run(shared, jobs))
+
+
+def test_workers_none_of_whom_comes_up_end_the_run(data, ray_cluster):
+    class Stillborn(RayWorkers):
+        def _ask(self, actor):
+            ray_cluster.kill(actor)
+            super()._ask(actor)
+
+    shared, jobs = whole_round(data)
+    blueprint = Blueprint(data.path, MODEL, TRAIN, Plan(2, "cpu", 1), 3)
+    with Stillborn(blueprint) as pool, pytest.raises(Refused, match="a worker cannot be started"):
+        next(pool.run(shared, jobs))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_nobody_is_idle_while_the_server_adds_up_and_jobs_wait(data):
+    shared, jobs = whole_round(data)
+    with RayWorkers(Blueprint(data.path, MODEL, TRAIN, Plan(2, "cpu", 1), 3)) as pool:
+        results = pool.run(shared, jobs[:3])
+        next(results)
+        assert not pool.idle
+        next(results)
+        assert not pool.idle
+        next(results)
+        assert len(pool.idle) == 1
 
 
 def test_memory_keeps_a_row_for_every_client_it_was_given_and_no_other(tmp_path):

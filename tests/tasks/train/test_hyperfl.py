@@ -11,9 +11,10 @@ from tasks.models.architectures import CNN, MLP
 from tasks.models.hyper import Hyper, HyperNetwork
 from tasks.params import build
 from tasks.train.algorithms import FedAvg, HyperFL
+from tasks.train.schedules import FedCompass
 from tasks.train.settings import TrainSettings
 from tasks.train.work import ClientState
-from tests.tasks.train.runs import SIZES, federation, run
+from tests.tasks.train.runs import SERVERS, SIZES, federation, run
 
 MODEL = Hyper(body=MLP(hidden=(6,)), embedding=5, hidden=7)
 EVERYBODY = np.arange(len(SIZES))
@@ -156,6 +157,33 @@ def test_one_step_on_the_hypernetwork_gives_the_generated_network_away():
         torch.testing.assert_close(seen, code.detach(), rtol=1e-3, atol=1e-4)
         rebuilt = (state.params[f"{head}.weight"] @ seen + state.params[f"{head}.bias"]).view_as(theta)
         torch.testing.assert_close(rebuilt, theta.detach(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("server", SERVERS, ids=lambda server: f"{server.name} {server.momentum:g}")
+def test_the_server_takes_any_step_on_the_hypernetwork_and_none_on_what_stays_home(data, server):
+    start, finished = trained(data, rounds=0).model, trained(data, server=server).model
+    moved = {name for name, value in finished.items() if not value.equal(start[name])}
+    assert moved == {name for name in start if name.startswith(("hidden", "heads"))}
+
+
+def test_under_fedcompass_clients_must_come_to_the_hypernetwork():
+    def build_with(least: int):
+        schedule = {"name": "fedcompass", "max_steps": 9, "min_steps": least}
+        algorithm = {"name": "hyperfl", "head_steps": 3}
+        train = {"schedule": schedule, "algorithm": algorithm, "cohort": 20}
+        return build({"partition": {"clients": 20}, "model": {"name": "hyper"}, "train": train})
+
+    build_with(4)
+    with pytest.raises(Refused, match=r"train\.schedule\.min_steps = 3: must be above 3 with .* 'hyperfl'"):
+        build_with(3)
+
+
+def test_a_client_that_stops_after_its_idle_steps_sends_zeros(data):
+    method = HyperFL(head_steps=3, steps=1, lr=0.05)
+    for stopped, nothing in ((method.idle_steps, True), (method.idle_steps + 1, False)):
+        train = TrainSettings(algorithm=method, cohort=len(SIZES), schedule=FedCompass(max_steps=stopped, min_steps=1))
+        sent = tree.part(run(data, train, 1, model=MODEL).uploads, "delta")
+        assert all(bool((value == 0).all()) for value in sent.values()) == nothing
 
 
 def test_clients_may_draw_their_vectors(data):

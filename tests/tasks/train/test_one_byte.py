@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tasks import keys, models, tree
 from tasks.train.algorithms.one_byte import OneByte, direction
@@ -172,6 +173,12 @@ def test_one_machine_with_many_directions_is_as_good_as_many_with_one():
     moved = method.server_update(server, uploads(torch.tensor([2]), found.float()))
     expected = -0.1 * torch.stack([found[0, j] * direction(keys.fold(seed[0], j), g)["w"] for j in range(4)]).mean(0)
     torch.testing.assert_close(moved["model/w"], expected.float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("field", [{"clip_norm": 1.0}, {"keep_momentum": True}])
+def test_what_it_would_ignore_is_refused(field):
+    with pytest.raises(ValidationError, match=next(iter(field))):
+        OneByte(**field)
 
 
 def test_with_more_machines_the_step_is_less_noisy():

@@ -13,10 +13,13 @@ from tasks.aggregate.fairness import Disparity, contingency, decompose
 from tasks.config import Refused
 from tasks.keys import generator
 from tasks.models.architectures import Logistic
+from tasks.params import build
 from tasks.partition.federation import Federation
 from tasks.partition.splits import Sensitive
 from tasks.train.algorithms import FedAvg, Parity
 from tasks.train.settings import TrainSettings
+from tasks.train.topologies.gossip import Gossip
+from tasks.train.topologies.graphs import Complete
 from tests.tasks.train.runs import MODEL, SIZES, federation, run
 
 ALL = len(SIZES)
@@ -71,6 +74,30 @@ def test_a_step_goes_down_the_loss_and_the_squared_gap_of_every_client(two_group
 def test_data_without_groups_are_refused(tmp_path):
     with pytest.raises(Refused, match=r"algorithm\.name = 'parity': the dataset has no groups"):
         run(federation(tmp_path / "partition"), settings(Parity()), rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("field", "said"), [("group", r"group = 5: .* below 2.* 0 \(f\), 1 \(m\)"), ("outcome", r"outcome = 5: .* below 2")]
+)
+def test_groups_and_classes_that_the_data_do_not_have_are_refused(two_groups, field, said):
+    with pytest.raises(Refused, match=r"train\.algorithm\." + said):
+        run(two_groups, settings(Parity(**{field: 5})), rounds=0)
+
+
+def test_without_a_server_every_node_goes_down_its_own_penalty(two_groups):
+    gossip = Gossip(graph=Complete())
+    free, plain, fair = (
+        run(two_groups, settings(method, topology=gossip), rounds=3).model
+        for method in (Parity(lam=0.0), FedAvg(), Parity(lam=5.0))
+    )
+    assert all(torch.equal(plain[name], free[name]) for name in plain)
+    assert not any(torch.equal(plain[name], fair[name]) for name in plain)
+    build(
+        {
+            "partition": {"clients": 9},
+            "train": {"cohort": 9, "algorithm": {"name": "parity"}, "topology": {"name": "gossip"}},
+        }
+    )
 
 
 def census(folder: Path, scenario: str) -> Federation:

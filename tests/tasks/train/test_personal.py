@@ -9,11 +9,12 @@ from pydantic import ValidationError
 
 from tasks import tree
 from tasks.config import Refused
+from tasks.partition.federation import Federation
 from tasks.train.algorithms import FedAvg, FedCAC, FedPer
 from tasks.train.algorithms.fedcac import overlaps
 from tasks.train.algorithms.server_optimizers import Adam
 from tasks.train.settings import TrainSettings
-from tests.tasks.train.runs import SIZES, federation, run
+from tests.tasks.train.runs import SERVERS, SIZES, federation, run
 
 EVERYBODY = np.arange(len(SIZES))
 
@@ -115,9 +116,42 @@ class TestFedCAC:
         assert personal.ledger.bytes_down == plain.ledger.bytes_down
         assert personal.ledger.bytes_up == plain.ledger.bytes_up
 
+    def test_it_tells_the_overlap_of_the_pairs_that_were_in_a_round_together(self, data):
+        fresh, few = (trained(data, FedCAC(lr=0.2), cohort=3, rounds=rounds) for rounds in (0, 1))
+        assert fresh.diagnostics() == {}
+        seen = np.flatnonzero(few.participations)
+        pairs = few.server["overlap"][seen][:, seen][~torch.eye(3, dtype=torch.bool)]
+        assert few.diagnostics() == {"overlap": pytest.approx(float(pairs.mean())), "overlap_max": float(pairs.max())}
+        assert trained(data, FedCAC(lr=0.2), cohort=1, rounds=2).diagnostics() == {}
+
+    def test_overlap_is_greater_within_groups_that_have_other_classes(self, tmp_path):
+        grouped = twins(tmp_path, lambda data, client: data.y % 2 == client % 2)
+        finished = trained(grouped, FedCAC(lr=0.1, tau=0.3, batch_size=0), rounds=6)
+        overlap, parity = finished.server["overlap"], torch.arange(len(SIZES)) % 2
+        together = parity[:, None] == parity[None]
+        within, between = overlap[together & ~torch.eye(len(SIZES), dtype=torch.bool)], overlap[~together]
+        assert within.mean() > between.mean() + 0.1
+
+    def test_two_clients_with_the_same_data_keep_the_same_model(self, tmp_path):
+        pairs = twins(tmp_path, lambda data, client: np.arange(len(data.y)) % 4 == client // 2)
+        models = trained(pairs, FedCAC(lr=0.2, batch_size=0, steps=3, beta=4), rounds=6).models(EVERYBODY)
+        for name, value in models.items():
+            torch.testing.assert_close(value[0::2], value[1::2], rtol=1e-6, atol=1e-7)
+            assert not value[0].equal(value[2]), name
+
     def test_a_step_of_the_server_is_refused(self):
         with pytest.raises(ValidationError, match="takes no step"):
             FedCAC(server=Adam())
+
+
+def twins(folder, of_client):
+    """A federation of eight clients, each with 24 of the samples ``of_client(data, client)``, over and over."""
+    data = federation(folder / "partition", (24,) * len(SIZES), classes=4)
+    mine = [np.resize(np.flatnonzero(of_client(data, client)), 24) for client in EVERYBODY]
+    taken = np.concatenate(mine)
+    for name, values in {"x": data.x[taken], "y": data.y[taken], "indices": np.arange(len(taken))}.items():
+        np.save(data.path / f"{name}.npy", values)
+    return Federation.open(data.path)
 
 
 def update(method, server, change, weights=None, clients=None):
@@ -150,6 +184,27 @@ class TestFedPer:
             assert all(torch.equal(models[name][c], finished.model[name]) for c in EVERYBODY)
         for name in (weight, bias):
             assert not torch.equal(models[name][2], models[name][3])
+
+    @pytest.mark.parametrize("server", SERVERS, ids=lambda server: f"{server.name} {server.momentum:g}")
+    def test_the_servers_optimiser_works_on_what_is_shared(self, data, server):
+        finished = trained(data, FedPer(layers=1, server=server))
+        *body, weight, bias = finished.model
+        for part in {name.split("/")[1] for name in tree.part(finished.server, "optimizer") if "/" in name} & {
+            "m",
+            "v",
+        }:
+            assert list(tree.part(finished.server, f"optimizer/{part}")) == body
+        start = trained(data, FedPer(layers=1), rounds=0).model
+        assert list(start) == [*body, weight, bias]
+        assert all(finished.model[name].equal(start[name]) for name in (weight, bias))
+        assert not any(finished.model[name].equal(start[name]) for name in body)
+
+    @pytest.mark.parametrize("server", SERVERS, ids=lambda server: f"{server.name} {server.momentum:g}")
+    def test_without_private_layers_it_is_fedavg_with_every_optimiser_of_the_server(self, data, server):
+        private, plain = (
+            trained(data, method(server=server)) for method in (lambda **s: FedPer(layers=0, **s), FedAvg)
+        )
+        assert same(private.server, plain.server)
 
     def test_a_model_that_would_stay_home_as_a_whole_is_refused(self, data):
         with pytest.raises(Refused, match=r"train\.algorithm = 'fedper': would keep the whole model at home"):

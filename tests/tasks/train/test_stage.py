@@ -11,11 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
-from tasks import artifacts
-from tasks.params import build
-from tasks.train.checkpoints import claimed
+from tasks import artifacts, tracking
+from tasks.config import Refused
+from tasks.params import Params, build
+from tasks.tracking import Tracker
+from tasks.train import stage
+from tasks.train.checkpoints import Checkpoint, Checkpoints, claimed
 
 ROOT = Path(__file__).resolve().parents[3]
 PARAMS = {
@@ -118,6 +122,104 @@ def test_a_half_written_checkpoint_is_refused_with_the_way_out(tmp_path):
         folder.mkdir()
         (folder / "state.safetensors").write_bytes(b"\x10")
         checkpoints.newest()
+
+
+def test_a_checkpoint_adds_its_new_rows_to_the_logs_and_a_killed_one_leaves_no_trace(tmp_path, monkeypatch):
+    def checkpoint(rounds: int) -> Checkpoint:
+        history, timings = ([{"round": i, name: i / 7} for i in range(rounds)] for name in ("loss", "total"))
+        return Checkpoint({"w": torch.ones(2)}, {"u": torch.ones(1)}, history, timings, [], {"stack": 4})
+
+    def publish(_):
+        raise KeyboardInterrupt
+
+    first = Checkpoints(tmp_path)
+    first.save(2, checkpoint(2))
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(artifacts, "publish", publish)
+        first.save(4, checkpoint(4))
+    assert len(artifacts.read_lines(tmp_path / "history.jsonl")) == 4
+    for name in ("timings", "diagnostics"):
+        with (tmp_path / f"{name}.jsonl").open("a") as file:
+            file.write('{"round": 4, "to')
+    again = Checkpoints(tmp_path)
+    found = again.newest()
+    assert (found.history, found.timings, found.layout) == (*checkpoint(2)[2:4], {"stack": 4})
+    again.save(3, checkpoint(3))
+    assert Checkpoints(tmp_path).newest()[2:] == checkpoint(3)[2:]
+    for name, rows in zip(("history", "timings"), checkpoint(3)[2:4], strict=True):
+        assert artifacts.read_lines(tmp_path / f"{name}.jsonl") == rows
+    assert {path.name for path in (tmp_path / "round-000003").iterdir()} == {
+        "run.json", "state.safetensors", "uploads.safetensors"
+    }  # fmt: skip
+
+
+def test_a_log_that_is_shorter_than_its_checkpoint_is_refused(tmp_path):
+    rows = [{"round": 1}]
+    Checkpoints(tmp_path).save(1, Checkpoint({"w": torch.ones(1)}, {"u": torch.ones(1)}, rows, rows, [], {}))
+    (tmp_path / "timings.jsonl").write_text("")
+    with pytest.raises(artifacts.Damaged, match=r"timings.jsonl: is shorter"):
+        Checkpoints(tmp_path).newest()
+
+
+class BrokenOff(Tracker):
+    """Interrupts the stage after a round, before its checkpoint is written."""
+
+    def __init__(self, round_: int):
+        super().__init__("train")
+        self.round = round_
+
+    def progress(self, done, *_, **__):
+        if done == self.round:
+            raise KeyboardInterrupt
+
+
+def begun(partitioned: Path, folder: Path, round_: int, **train) -> Params:
+    """The parameters of a run in ``folder`` that was broken off after a round."""
+    shutil.copytree(partitioned / "artifacts" / "partition", folder / "artifacts" / "partition")
+    params = build(PARAMS | {"train": PARAMS["train"] | train})
+    with pytest.raises(KeyboardInterrupt):
+        stage.train(params, folder / "artifacts", BrokenOff(round_))
+    return params
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """An empty folder in which the stage runs in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "main_checkout", lambda: tmp_path)
+    monkeypatch.setattr(stage, "main_checkout", lambda: tmp_path)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / stage.COMPILED))
+    return tmp_path
+
+
+def test_it_does_not_go_on_in_another_layout(partitioned, checkout, monkeypatch):
+    """As it would where a compiler is missing: the model would be that of neither."""
+    monkeypatch.chdir(checkout)
+    params = begun(partitioned, checkout, 5)
+    resolve = stage.resolve
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(stage, "resolve", lambda *given: resolve(*given)._replace(compile=True))
+        with pytest.raises(Refused, match="would change compile from False to True in mid-run"):
+            stage.train(params, checkout / "artifacts", Tracker("train"))
+    assert list((checkout / ".fedloom" / "checkpoints").glob("*/round-000003"))
+
+
+def test_the_second_round_of_a_resumed_process_is_profiled(partitioned, checkout):
+    engine = PARAMS["train"]["engine"] | {"profile": True}
+    params = begun(partitioned, checkout, 5, rounds=6, engine=engine, transcript={"clients": 1})
+    stage.train(params, checkout / "artifacts", Tracker("train"))
+    traces = {path.name for path in (checkout / ".fedloom" / "profiles").iterdir()}
+    assert traces == {"train-round-2.json", "train-round-5.json"}
+
+
+def test_a_resumed_run_stops_as_early_as_one_that_was_not_broken_off(partitioned, checkout):
+    engine, patience = PARAMS["train"]["engine"] | {"checkpoint_every": 1}, {"patience": 4, "min_delta": 0.5}
+    params = begun(partitioned, checkout, 4, engine=engine, early_stop=patience, transcript={"clients": 1})
+    stage.train(params, checkout / "artifacts", Tracker("train"))
+    resumed = (checkout / "artifacts" / "train" / "history.jsonl").read_bytes()
+    stage.train(params, checkout / "artifacts", Tracker("train"))
+    assert (checkout / "artifacts" / "train" / "history.jsonl").read_bytes() == resumed
+    assert 4 < len(resumed.splitlines()) < PARAMS["train"]["rounds"]
 
 
 def test_two_runs_of_the_same_work_take_folders_of_their_own(tmp_path):

@@ -1,5 +1,7 @@
 """Codecs one after another, and what a client remembers of the loss."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch.func import vmap
 
 from tasks import keys, tree
 from tasks.params import ParamsRefused, build
-from tasks.train.uplink import Chain, check_chain
+from tasks.train.uplink import Chain, Link, check_chain
 from tasks.train.uplink.clip import Clip
 from tasks.train.uplink.quantize import Quantize
 from tasks.train.uplink.randomk import RandomK
@@ -105,6 +107,30 @@ def test_nothing_can_follow_packed_bits():
     assert problems[0].startswith("train.uplink[2].name = 'clip'")
     assert "quantize" in problems[0]
     assert not list(check_chain((Clip(), TopK(), RandomK(), Sign())))
+
+
+def test_a_codec_says_that_it_remembers_where_it_has_a_memory():
+    links = [method() for method in get_args(get_args(Link)[0])]
+    for codec in [*links, TopK(error_feedback=False), Quantize(error_feedback=True), Sign(error_feedback=False)]:
+        assert codec.remembers == bool(codec.memory({"x": torch.zeros(3, 4)})), codec
+
+
+@pytest.mark.parametrize(
+    ("link", "mend"),
+    [
+        ({"name": "topk"}, "set error_feedback: false"),
+        ({"name": "randomk"}, "set error_feedback: false"),
+        ({"name": "sign"}, "set error_feedback: false"),
+        ({"name": "quantize", "error_feedback": True}, "set error_feedback: false"),
+        ({"name": "dgc", "momentum": 0.0}, "take it out"),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_what_belongs_to_its_round_is_not_added_to_later_uploads(link, mend):
+    with pytest.raises(ParamsRefused, match=rf"train.uplink\[0\].name = '{link['name']}': adds what was .*; {mend}"):
+        build({"train": {"algorithm": {"name": "one_byte"}, "uplink": [link]}})
+    if mend != "take it out":
+        build({"train": {"algorithm": {"name": "one_byte"}, "uplink": [link | {"error_feedback": False}]}})
 
 
 def test_params_refuse_a_codec_behind_packed_bits():

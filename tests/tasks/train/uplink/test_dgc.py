@@ -1,6 +1,7 @@
 """Deep gradient compression: what it is with everything sent, what it never loses, and what it forgets on purpose."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tasks.train.uplink import Chain
 from tasks.train.uplink.codec import Codec
 from tasks.train.uplink.dgc import DeepGradientCompression as DGC
 from tasks.train.uplink.quantize import Quantize
+from tasks.train.uplink.topk import TopK
 from tasks.tree import Tree
 from tests.tasks.train.runs import SIZES, run
 
@@ -163,6 +165,14 @@ def test_the_density_falls_through_the_warm_up():
     assert counts == [60, 15, 1]
 
 
+@pytest.mark.parametrize("codec", [DGC(density=0.1, warmup_rounds=8), TopK(density=0.1, warmup_rounds=9)])
+def test_the_density_of_the_warm_up_never_rises_and_never_is_below_the_final_one(codec):
+    densities = [codec.at(round_).density for round_ in range(1, 15)]
+    assert densities[:3] == [0.25, 0.25, 0.1 if codec.warmup_rounds == 8 else 0.25]
+    assert all(before >= after for before, after in pairwise(densities))
+    assert min(densities) == densities[-1] == 0.1
+
+
 def test_stacked_clients_send_what_each_would_alone_to_the_bit():
     chain = Chain((DGC(density=0.05),), LIKE)
     memory = [chain.memory()] * 3
@@ -213,15 +223,26 @@ def test_an_absent_client_neither_forgets_nor_decays(data):
         ({"server": {"name": "sgd", "momentum": 0.9}}, "that of train.algorithm.server, 0.9"),
         ({"server": {"name": "adam"}}, "that of train.algorithm.server, 0.9"),
         ({"weight_decay": 1e-4}, "train.algorithm.weight_decay = 0.0001"),
+        ({"name": "scaffold"}, "adds up beside the model too; set its own momentum = 0.9 to 0"),
+        ({"name": "fedspeed", "weight_decay": 0.0}, "adds up beside the model too; set its own momentum = 0.9 to 0"),
+        (
+            {"name": "fedspeed", "weight_decay": 0.0, "dual_average": "sampled"},
+            "adds up beside the model too; set its own momentum = 0.9 to 0",
+        ),
     ],
 )
-def test_a_second_momentum_or_a_decay_that_would_gather_it_is_refused(algorithm, said):
+def test_a_second_momentum_or_what_would_gather_it_is_refused(algorithm, said):
     train = {"algorithm": {"name": "fedavg", **algorithm}}
     with pytest.raises(ParamsRefused, match="dgc") as refused:
         build({"train": train | {"uplink": [{"name": "dgc"}]}})
     assert said in str(refused.value)
     # Without momentum of its own it is gradient dropping, which is a codec like any other.
     build({"train": train | {"uplink": [{"name": "dgc", "momentum": 0.0}]}})
+
+
+def test_with_fedspeed_that_keeps_no_duals_momentum_is_no_worse_than_with_fedavg():
+    algorithm = {"name": "fedspeed", "weight_decay": 0.0, "dual_average": "none"}
+    build({"train": {"algorithm": algorithm, "uplink": [{"name": "dgc"}]}})
 
 
 def test_chains_that_cannot_work_are_refused():
