@@ -88,9 +88,7 @@ class Coordinator:
         self.recorder, self.recorded, self.keep_uploads = recorder, recorded, keep_uploads
         self.memory_folder = memory_folder
         train.algorithm.check(data.meta)
-        setting = Setting(
-            data.clients, train.cohort, train.rounds, seed, draw, bool(train.uplink), data.groups is not None
-        )
+        setting = Setting(data.clients, train.cohort, train.rounds, seed, draw, bool(train.uplink))
         self.server = train.topology.init(train.algorithm, params, setting)
         self.guard = train.privacy.init()
         self.rounds, self.releases, self.clock = 0, 0, 0.0
