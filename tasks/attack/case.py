@@ -123,7 +123,7 @@ class Case:
         known = {name: value for name, value in self.broadcast.items() if not name.startswith("model/")}
         if network is None:
             return replace(self, broadcast=tree.join(model=model) | known, delta={}, upload={}, payload={})
-        setting = Setting(self.data.clients, 1, max(self.context.round, 1), grouped=self.data.groups is not None)
+        setting = Setting(self.data.clients, 1, max(self.context.round, 1))
         server = self.work.server_init(model, setting)
         request = self.work.request(server, torch.tensor([self.context.client]))
         fresh = request.known | request.shared | tree.take(request.kept | request.own, 0)
