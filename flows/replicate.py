@@ -57,7 +57,7 @@ def measure(
     place = cells.workplace(main, slug)
     origin = verdicts.origin(main, slug, cells.code(place))
     todo = cells.plan(place, slug, replication, seeds)
-    cells.about(replication, todo)
+    cells.about(replication, todo)  # refused now, and not after an hour
     partitions = {cell.data: cells.partition(cell) for cell in reversed(todo)}
     needed = [partitions[folder] for folder in {cell.data: None for cell in todo if cell.missing}]
     with Board(console, [*needed, *todo]) as board:

@@ -4,6 +4,7 @@ A method is one frozen pydantic model: its fields are its hyperparameters, its m
 ``name`` is how `params.yaml` asks for it. A package gathers its methods in one union; that union is the registry.
 """
 
+import copyreg
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,10 +34,4 @@ class Refused(Exception):
 
     def __reduce__(self) -> tuple:
         # What was found may be anything; to another process the sentence goes, as an error of the same kind.
-        return _again, (type(self), str(self), self.__dict__ | {"found": None})
-
-
-def _again(kind: type[Exception], message: str, fields: dict) -> Exception:
-    error = kind.__new__(kind, message)
-    error.__dict__.update(fields)
-    return error
+        return copyreg.__newobj__, (type(self), str(self)), self.__dict__ | {"found": None}
