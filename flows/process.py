@@ -98,21 +98,26 @@ async def follow(
             hear(output[-1])
         status = await process.wait()
     except BaseException:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), GRACE)
-                break
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        await end(process)
         raise
     if status:
         raise Failed(command, status, output)
 
 
-def stop(process: subprocess.Popen) -> None:
+async def end(process: asyncio.subprocess.Process) -> None:
     """Ends the whole process group of ``process``: first asked, then killed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), GRACE)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """What :func:`end` does, for a process that is waited for without asyncio."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

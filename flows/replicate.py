@@ -6,7 +6,6 @@ A run that was stopped goes on where it was, and what is unchanged is not repeat
 import asyncio
 import functools
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +17,8 @@ from flows import cells, checkout, claims, reference, verdicts
 from flows.board import Board
 from flows.cells import Cell
 from flows.claims import Replication
-from flows.process import Failed, follow
+from flows.forkserver import ForkServer
+from flows.process import Failed
 from tasks import tracking
 from tasks.artifacts import read_lines, write_json, write_text
 from tasks.config import Refused
@@ -61,9 +61,7 @@ def measure(
     partitions = {cell.data: cells.partition(cell) for cell in reversed(todo)}
     needed = [partitions[folder] for folder in {cell.data: None for cell in todo if cell.missing}]
     with Board(console, [*needed, *todo]) as board:
-        failures = asyncio.run(run(main, place, needed, jobs, board))
-        ready = [cell for cell in todo if cell.data not in failures]
-        failures |= asyncio.run(run(main, place, ready, jobs, board))
+        failures = asyncio.run(run(main, place, needed, todo, jobs, board))
     for failure in failures.values():
         raise failure
     remember(todo)
@@ -73,37 +71,40 @@ def measure(
     return result
 
 
-async def run(main: Path, place: Path, todo: Sequence[Cell], jobs: int, board: Board) -> dict[Path, Failed]:
-    """Runs what is missing of the cells, ``jobs`` at a time; what failed, by the cell's folder.
+async def run(
+    main: Path, place: Path, partitions: Sequence[Cell], todo: Sequence[Cell], jobs: int, board: Board
+) -> dict[Path, Failed]:
+    """Runs what is missing of the partitions and then of the cells, ``jobs`` at a time; what failed, by its folder.
 
     Where one fails the others go on: what they find is kept for the next time.
     """
+    # The code is that of the working folder; a model of the user's own is found in the checkout.
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": f"{main}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    stages = {stage for cell in (*partitions, *todo) for stage in cell.missing}
     gate, failures = asyncio.Semaphore(jobs), {}
 
-    async def work(cell: Cell) -> None:
+    async def work(server: ForkServer, cell: Cell) -> None:
         async with gate:
             try:
-                await _work(main, place, cell, board)
+                await _work(server, cell, board)
             except Failed as failed:
                 failures[cell.folder] = failed
                 board.fail(cell)
 
-    async with asyncio.TaskGroup() as group:
-        for cell in todo:
-            if cell.missing:
-                group.create_task(work(cell))
+    async with ForkServer(place, environment, [f"tasks.{stage}.stage" for stage in sorted(stages)]) as server:
+        for together in (partitions, todo):
+            async with asyncio.TaskGroup() as group:
+                for cell in together:
+                    if cell.missing and cell.data not in failures:
+                        group.create_task(work(server, cell))
     return failures
 
 
-async def _work(main: Path, place: Path, cell: Cell, board: Board) -> None:
-    file = cells.prepare(cell)
-    # The code is that of the working folder; a model of the user's own is found in the checkout.
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": f"{main}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    places = ["--params", str(file), "--artifacts", str(cell.folder / "artifacts")]
+async def _work(server: ForkServer, cell: Cell, board: Board) -> None:
+    places = ["--params", str(cells.prepare(cell)), "--artifacts", str(cell.folder / "artifacts")]
     for stage in cell.missing:
         start = perf_counter()
-        command = [sys.executable, "-m", f"tasks.{stage}", *places]
-        await follow(command, place, environment, functools.partial(board.hear, cell))
+        await server.run(f"tasks.{stage}", places, functools.partial(board.hear, cell))
         seconds = {**cell.seconds, stage: round(perf_counter() - start, 2)}
         write_json(cell.record, cell.known | {"seconds": seconds})
         board.done(cell, stage)

@@ -90,6 +90,7 @@ class Swift:
         shutil.copyfile(ROOT / "dvc.yaml", self.main / "dvc.yaml")
         for stage in ("partition", "train", "attack"):
             (self.main / "tasks" / stage / "__main__.py").write_text(STAGE.format(name=stage, log=str(self.log)))
+            (self.main / "tasks" / stage / "stage.py").write_text("")
         for name in ("__init__", "attack/__init__", "partition/__init__", "train/__init__"):
             (self.main / "tasks" / f"{name}.py").write_text("")
         (self.main / "data").mkdir()
