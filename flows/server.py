@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -109,13 +110,24 @@ def prepare(main: Path) -> None:
 
 
 def prefect(main: Path, port: int, services: bool = True) -> Service:
-    """Prefect's server with its UI. ``services`` are what schedules need."""
+    """Prefect's server with its UI, as `prefect server start --background` starts it, with one header more: the pages
+    ask nobody but their own server. Whatever its settings are, the UI asks a service of analytics for its
+    configuration. ``services`` are what schedules need."""
     url = f"http://{HOST}:{port}/api"
-    command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
     # Without its own address the UI looks for the API on the default port, and notifications have no link.
     seen = os.environ.get("PREFECT_SERVER_UI_API_URL", url)
-    shown = {"PREFECT_SERVER_UI_API_URL": seen, "PREFECT_UI_URL": seen.removesuffix("/api")}
-    return Service("prefect", command if services else (*command, "--no-services"), main, partial(answers, url), shown)
+    told = {
+        "PREFECT_SERVER_UI_API_URL": seen,
+        "PREFECT_UI_URL": seen.removesuffix("/api"),
+        "PREFECT__SERVER_FINAL": "1",
+    }
+    if not services:
+        told["PREFECT__SERVER_WEBSERVER_ONLY"] = "1"
+    origin = urllib.parse.urlsplit(seen)._replace(path="", query="").geturl()
+    policy = f"connect-src 'self' {origin} {origin.replace('http', 'ws', 1)}"
+    command = (sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app")
+    options = ("--host", HOST, "--port", str(port), "--header", f"Content-Security-Policy:{policy}")
+    return Service("prefect", (*command, *options), main, partial(answers, url), told)
 
 
 def mlflow(main: Path, port: int) -> Service:

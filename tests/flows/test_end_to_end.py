@@ -94,6 +94,7 @@ def test_what_was_run_is_run_once(run):
     assert git(clone, "status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 def test_a_sweep_compares_what_its_runs_measured(run):
     checkout, _ = run
     text = """

@@ -66,6 +66,7 @@ class Up:
         return self.process.wait(90)
 
 
+@pytest.mark.slow
 def test_what_dies_comes_back_with_nothing_lost_and_nothing_is_left_in_the_end(checkout: Checkout):
     (checkout.folder / "pipelines.yaml").write_text(PIPELINES)
     waiting = {"FEDLOOM_TEST_WAIT": "train=6", "FEDLOOM_TRACKING": "on"}
