@@ -18,7 +18,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 help:
 	@echo "make run      install, run the default pipeline, say where the report is"
 	@echo "make test     install, run the tests (ARGS='tests/flows -k cancel' for some of them)"
-	@echo "make test-all those too that take minutes each: stories of the docs, a team's servers, races with peers"
+	@echo "make test-all those too that take minutes each: stories of the docs, a team's servers, crashes, races with peers"
 	@echo "make up       the Prefect UI, the MLflow UI and the pipelines   http://127.0.0.1:4200 and :5000"
 	@echo "make dvc      experiments, metrics and plots, as DVC has them"
 	@echo "make doctor   check this machine, and say how to mend what is missing"

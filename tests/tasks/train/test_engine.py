@@ -124,6 +124,16 @@ def test_the_layout_follows_from_the_size_of_the_run(monkeypatch):
     assert resolve(wished, small._replace(asynchronous=True)) == Plan(50, "cpu", 0, compile=True)
 
 
+def test_without_a_compiler_nothing_is_compiled_and_one_line_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    long = Workload(5_000, 10_000, 16, 4, 50, COMPILE_STEPS)
+    assert resolve(Engine(device="cpu", workers=0), long) == Plan(50, "cpu", 0)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "no C++ compiler" in line and "g++" in line
+    with pytest.raises(Refused, match=r"train\.engine\.compile = true: there is no C\+\+ compiler"):
+        resolve(Engine(device="cpu", workers=0, compile=True), long)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -71,22 +71,35 @@ def undisturbed(partitioned) -> dict[str, bytes]:
     return contents(partitioned / "artifacts" / "train")
 
 
-@pytest.mark.parametrize("attempt", range(3))
-def test_killed_at_random_it_goes_on_to_the_same_bytes(partitioned, undisturbed, tmp_path, attempt):
-    """Model, history, uploads and transcript, through memories and residuals that outlive the process."""
-    shutil.copytree(partitioned / "artifacts" / "partition", tmp_path / "artifacts" / "partition")
-    shutil.copy(partitioned / "params.yaml", tmp_path)
-    process, rng = start("train", tmp_path), random.Random(attempt)
-    checkpoints = tmp_path / ".fedloom" / "checkpoints"
-    deadline = time.monotonic() + 60
-    while not list(checkpoints.glob("*/round-*")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(rng.random() * 0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = finish("train", tmp_path)
+def results(partitioned: Path, folder: Path, killed: int | None = None, **engine: object) -> dict[str, bytes]:
+    """What a run leaves; it may be killed at a random moment after its first checkpoint, and started again."""
+    shutil.copytree(partitioned / "artifacts" / "partition", folder / "artifacts" / "partition")
+    train = PARAMS["train"] | {"engine": PARAMS["train"]["engine"] | engine}
+    YAML().dump(PARAMS | {"train": train}, folder / "params.yaml")
+    if killed is not None:
+        process, checkpoints = start("train", folder), folder / ".fedloom" / "checkpoints"
+        deadline = time.monotonic() + 60
+        while not list(checkpoints.glob("*/round-*")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(random.Random(killed).random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = finish("train", folder)
     assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "artifacts" / "train") == undisturbed
+    return contents(folder / "artifacts" / "train")
+
+
+@pytest.mark.parametrize(("attempt", "workers"), [(0, 0), (1, 0), (2, 2)])
+def test_killed_at_random_it_goes_on_to_the_same_bytes(partitioned, undisturbed, tmp_path, attempt, workers):
+    """Model, history, uploads and transcript, through memories and residuals that outlive the process; with workers,
+    those of the run without."""
+    assert results(partitioned, tmp_path, killed=attempt, workers=workers) == undisturbed
+
+
+def test_so_does_a_compiled_run(partitioned, tmp_path):
+    whole = results(partitioned, tmp_path / "whole", compile=True, stack=6)
+    assert json.loads(whole["plan.json"])["compile"] is True
+    assert results(partitioned, tmp_path / "killed", killed=3, compile=True, stack=6) == whole
 
 
 def test_it_says_where_it_goes_on(partitioned, tmp_path):
