@@ -11,10 +11,7 @@ from uuid import UUID
 from rich.console import Console
 
 from flows import checkout, server
-from flows.display import REFUSED, SILENT, Display
-
-WIDE = 1000
-"""Characters of a line. Another program reads them, so none may be broken in two."""
+from flows.display import REFUSED, SILENT, WIDE, Display
 
 
 def main(identity: str) -> int:

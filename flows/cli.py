@@ -177,10 +177,14 @@ def _cells(name: str, parallel: int | None, url: str) -> dict[str, Any]:
 
 
 def _compared(columns: list[str], rows: list[list[str]], page: Path) -> None:
-    table = Table(*columns, box=None, pad_edge=False)
+    from flows.display import WIDE
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
-    out.print(table)
+    (out if out.is_terminal else Console(width=WIDE)).print(table)
     out.print(f"Comparison: {page}", soft_wrap=True, highlight=False)
 
 

@@ -19,6 +19,8 @@ NOISE = (
 """How lines of Prefect, DVC and MLflow begin that say nothing which the stages and the summary do not."""
 REFUSED = "error: "
 """How a stage begins to say why it ends; what follows is the error with which the run ends, and is shown there."""
+WIDE = 1000
+"""Characters of a line that another program reads: none may be broken in two."""
 LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 
 

@@ -1,6 +1,7 @@
 """The command line as a new user tries it, mistakes included."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,10 @@ def test_doctor_finds_nothing_wrong_here_and_says_what_is_wrong_there(checkout):
     checkout.edit("params.yaml", "rounds: 200", "rounds: none")
     output = checkout.fedloom("doctor", code=1)
     assert "train.rounds = 'none'" in output and "mend it" in output
+
+
+def test_a_comparison_that_another_program_reads_has_a_line_a_cell(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    row = ["a cell with a name of some length", *(f"{number} seconds" for number in range(8))]
+    cli._compared(["cell", *map(str, range(8))], [row], Path("comparison.html"))
+    assert row == re.split(r" {2,}", capsys.readouterr().out.splitlines()[1].strip())
