@@ -130,7 +130,7 @@ def test_without_a_compiler_nothing_is_compiled_and_one_line_says_so(monkeypatch
     assert resolve(Engine(device="cpu", workers=0), long) == Plan(50, "cpu", 0)
     (line,) = capsys.readouterr().out.splitlines()
     assert "no C++ compiler" in line and "g++" in line
-    with pytest.raises(Refused, match=r"train\.engine\.compile = true: there is no C\+\+ compiler"):
+    with pytest.raises(Refused, match=r"train\.engine\.compile = True: there is no C\+\+ compiler"):
         resolve(Engine(device="cpu", workers=0, compile=True), long)
 
 
