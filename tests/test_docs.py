@@ -173,6 +173,7 @@ def test_the_commands_on_training_work(checkout):
         checkout.run(command)
 
 
+@pytest.mark.slow
 def test_the_commands_on_orchestration_work(checkout):
     checkout.run("make run")
     for command in commands(ROOT / "docs" / "orchestration.md"):

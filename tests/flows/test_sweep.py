@@ -228,6 +228,7 @@ def test_a_sweep_killed_outright_leaves_no_cell_running(swept: Checkout):
     until(lambda: len(git(swept.folder, "worktree", "list").splitlines()) == 1)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_started_and_cancelled_from_the_server(swept: Checkout, prefect_server: str):
     (swept.folder / "pipelines.yaml").write_text(HEAD + "sweeps: {s: {grid: {attack.messages: [1, 2]}}}\n")
     process = swept.start(sys.executable, "-m", "flows.cli", "serve", "s", FEDLOOM_TEST_WAIT="attack=6")

@@ -273,6 +273,7 @@ def test_a_run_that_died_with_its_server_can_be_retried_after_the_restart(checko
         reaches(prefect_server, run, "COMPLETED")
 
 
+@pytest.mark.slow
 def test_a_run_cancelled_in_the_ui_leaves_no_process_and_the_next_one_works(real, prefect_server, page):
     checkout, deployment = real
     before = set(processes(checkout))
