@@ -20,7 +20,6 @@ with open("imports", "a") as log:
 STAGE = """
 import os, sys, time
 from pathlib import Path
-from typing import Any
 
 import heavy
 
@@ -72,6 +71,14 @@ def server(place: Path) -> ForkServer:
 
 def done(work: Coroutine[None, None, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, 60))
+
+
+async def begun(started: ForkServer) -> tuple[asyncio.Task, list[str]]:
+    """A long stage in the midst of its work, and what was heard of it."""
+    lines = Lines()
+    stage = asyncio.create_task(started.run("stage", ["long"], lines))
+    await lines.busy.wait()
+    return stage, lines
 
 
 def alive(pid: str) -> bool:
@@ -133,10 +140,8 @@ def test_what_cannot_be_imported_is_told_by_the_stage(place):
 
 def test_with_the_block_every_stage_ends_and_may_tidy_up(place):
     async def work() -> str:
-        lines = Lines()
         async with server(place) as started:
-            stage = asyncio.create_task(started.run("stage", ["long"], lines))
-            await lines.busy.wait()
+            stage, lines = await begun(started)
             stage.cancel()
         return lines[0].split()[2]
 
@@ -147,10 +152,8 @@ def test_with_the_block_every_stage_ends_and_may_tidy_up(place):
 
 def test_a_server_that_was_killed_fails_its_stages_and_those_to_come(place):
     async def work() -> None:
-        lines = Lines()
         async with server(place) as started:
-            stage = asyncio.create_task(started.run("stage", ["long"], lines))
-            await lines.busy.wait()
+            stage, lines = await begun(started)
             os.killpg(int((place / "imports").read_text()), signal.SIGKILL)
             for failing in (stage, started.run("stage", ["a"], lines)):
                 with pytest.raises(Failed) as failed:
